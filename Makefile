@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# A Debian 12 machine with Go and make is enough: "deps" unpacks the rest into a cache folder.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+MODULE  := github.com/edge-tunnel/edge-tunnel
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BIN     ?= bin
+
+# PACKAGES=no uses the machine's own programs instead of the unpacked ones.
+PACKAGES ?= yes
+ifeq ($(PACKAGES),no)
+RUN  :=
+else
+RUN  := tools/packages.sh run
+endif
+
+# What "make test" and "make fuzz" can be narrowed to.
+PKG      ?= ./...
+TEST     ?=
+FUZZTIME ?= 5s
+
+CACHE    := $(or $(EDGE_TUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-tunnel)
+GOLANGCI := $(CACHE)/golangci-lint-$(shell sed -n 's|.*golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/lint/go.mod)
+
+.PHONY: help deps build generate lint test fuzz bench demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+deps: ## get what is missing: Go modules, and Debian packages unpacked into a cache folder
+ifneq ($(PACKAGES),no)
+	@tools/packages.sh install
+endif
+	@go mod download
+
+build: ## static programs into bin/
+	@mkdir -p $(BIN)
+	@for main in cmd/tunnel*/; do \
+		[ -d "$$main" ] || continue; \
+		CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X $(MODULE)/cmd/internal/cli.version=$(VERSION)' -o $(BIN)/ "./$$main"; \
+	done
+
+generate: deps ## compile bpf/ and regenerate the Go code that embeds it
+	@$(RUN) go generate ./...
+
+lint: deps $(GOLANGCI) ## format, vet, linters, shell scripts, import directions, generated files
+	@GOLANGCI=$(GOLANGCI) RUN='$(RUN)' tools/lint.sh
+
+$(GOLANGCI): tools/lint/go.mod
+	@echo "building golangci-lint (once)"
+	@mkdir -p $(CACHE)
+	@go build -C tools/lint -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+test: deps build ## everything, race detector on; needs root
+	@$(RUN) tools/test.sh $(PKG) $(if $(TEST),-run '$(TEST)')
+
+fuzz: deps ## every fuzz target for FUZZTIME (5s)
+	@$(RUN) tools/fuzz.sh $(FUZZTIME) $(PKG)
+
+bench: deps build ## benchmarks, written to docs/PERFORMANCE.md; needs root and a quiet machine
+	@$(RUN) go run ./test/bench -bin $(BIN)
+
+demo: deps build ## the 60-second demo: a cloud node, a pod, a NAT router and an edge node; needs root
+	@$(RUN) go run ./tools/demo -bin $(BIN)
+
+clean: ## remove what was built here (the cache folder stays)
+	@rm -rf $(BIN) dist
