@@ -6,9 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-MODULE  := github.com/edge-tunnel/edge-tunnel
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-BIN     ?= bin
+BIN ?= bin
 
 # PACKAGES=no uses the machine's own programs instead of the unpacked ones.
 PACKAGES ?= yes
@@ -41,7 +39,7 @@ build: ## static programs into bin/
 	@mkdir -p $(BIN)
 	@for main in cmd/tunnel*/; do \
 		[ -d "$$main" ] || continue; \
-		CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X $(MODULE)/cmd/internal/cli.version=$(VERSION)' -o $(BIN)/ "./$$main"; \
+		CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/ "./$$main"; \
 	done
 
 generate: deps ## compile bpf/ and regenerate the Go code that embeds it
@@ -65,7 +63,8 @@ bench: deps build ## benchmarks, written to docs/PERFORMANCE.md; needs root and 
 	@$(RUN) go run ./test/bench -bin $(BIN)
 
 demo: deps build ## the 60-second demo: a cloud node, a pod, a NAT router and an edge node; needs root
-	@$(RUN) go run ./tools/demo -bin $(BIN)
+	@go build -o $(BIN)/ ./tools/demo
+	@exec $(RUN) $(BIN)/demo -bin $(BIN)
 
 clean: ## remove what was built here (the cache folder stays)
 	@rm -rf $(BIN) dist

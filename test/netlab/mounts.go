@@ -28,7 +28,7 @@ func packagesRoot() string {
 }
 
 // enterMounts gives the calling thread a mount namespace in which a node's processes find the unpacked programs at
-// their usual paths, and a /run, /sys/fs/bpf and /etc/passwd of their own. dir is the node's folder.
+// their usual paths, and a /run, /sys/fs/bpf, /etc/passwd and /etc/shadow of their own. dir is the node's folder.
 func enterMounts(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace: %w", err)
@@ -40,7 +40,7 @@ func enterMounts(dir string) error {
 	if err := overlayPackages(); err != nil {
 		return err
 	}
-	binds := []struct{ from, to string }{{"run", "/run"}, {"passwd", "/etc/passwd"}}
+	binds := []struct{ from, to string }{{"run", "/run"}, {"passwd", "/etc/passwd"}, {"shadow", "/etc/shadow"}}
 	if exists(filepath.Join(dir, "bpf")) {
 		binds = append(binds, struct{ from, to string }{"bpf", "/sys/fs/bpf"})
 	}
@@ -82,6 +82,10 @@ func fillDir(dir string, bpffs bool) error {
 		passwd = append(passwd, "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"...)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "passwd"), passwd, 0o644); err != nil {
+		return err
+	}
+	// No passwords, and a root account that is not locked: sshd refuses a locked one even with a key.
+	if err := os.WriteFile(filepath.Join(dir, "shadow"), []byte("root:*:20000:0:99999:7:::\n"), 0o600); err != nil {
 		return err
 	}
 	if !bpffs {

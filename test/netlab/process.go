@@ -200,7 +200,7 @@ func (p *Process) WaitFor(ctx context.Context, text string) error {
 			if strings.Contains(p.Log(), text) {
 				return nil
 			}
-			return fmt.Errorf("%s ended (%v) before it wrote %q; it wrote:\n%s", p.cmd.Args[0], p.err, text, p.Log())
+			return fmt.Errorf("%s ended (%s) before it wrote %q; it wrote:\n%s", p.cmd.Args[0], p.cmd.ProcessState, text, p.Log())
 		case <-tick.C:
 		}
 	}
