@@ -5,7 +5,7 @@
 //
 //	e, ok := book.Begin(now)       a place in the table; not ok: full, or closed
 //	e.Describe(facts)              what is known about it, as soon as it is known
-//	conn = e.Count(conn)           its bytes, while they flow
+//	conn := e.Client(conn)         its bytes, while they flow
 //	result := e.End(reason)        out of the table, into a counter
 //
 // Begun connections are always the open ones plus the ended ones, which Stats lets anybody check; each Begin must be
@@ -19,8 +19,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
 )
 
 // Other is the reason under which End counts whatever was not announced to New, so that labels stay bounded.
@@ -76,29 +74,6 @@ func (b *Book[T]) Begin(now time.Time) (*Entry[T], bool) {
 
 // Describe says what is known about the connection. The facts must not be changed afterwards; describe it anew instead.
 func (e *Entry[T]) Describe(facts T) { e.facts.Store(&facts) }
-
-// Count returns c with its bytes counted: read from it are Sent, written to it are Received. It is meant for the side
-// on which the client is.
-func (e *Entry[T]) Count(c relay.Conn) relay.Conn {
-	return &counted{Conn: c, sent: &e.sent, received: &e.received}
-}
-
-type counted struct {
-	relay.Conn
-	sent, received *atomic.Int64
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.sent.Add(int64(n))
-	return n, err
-}
-
-func (c *counted) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.received.Add(int64(n))
-	return n, err
-}
 
 // Result is what the ledger says about one connection.
 type Result[T any] struct {

@@ -83,7 +83,7 @@ func TestCount(t *testing.T) {
 	book := ledger.New[string](1)
 	e, _ := book.Begin(time.Now())
 	e.Describe("x")
-	c := e.Count(pipe{a})
+	c := e.Client(pipe{a})
 	defer c.Close()
 	go b.Write([]byte("hello"))
 	buf := make([]byte, 16)
@@ -94,10 +94,16 @@ func TestCount(t *testing.T) {
 	if n, err := c.Write([]byte("abc")); n != 3 || err != nil {
 		t.Fatal(n, err)
 	}
-	if open := book.Open(); len(open) != 1 || open[0].Sent != 5 || open[0].Received != 3 {
+	r := e.Remote(pipe{a})
+	go b.Read(buf)
+	r.Write([]byte("ab"))
+	go b.Write([]byte("c"))
+	r.Read(make([]byte, 1))
+	e.AddSent(3)
+	if open := book.Open(); len(open) != 1 || open[0].Sent != 10 || open[0].Received != 4 {
 		t.Errorf("open = %+v", open)
 	}
-	if r := e.End("x"); r.Facts != "x" || r.Sent != 5 || r.Received != 3 {
+	if r := e.End("x"); r.Facts != "x" || r.Sent != 10 || r.Received != 4 {
 		t.Errorf("result = %+v", r)
 	}
 }
