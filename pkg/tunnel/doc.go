@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tunnel carries streams between tunnel-servers and tunnel-agents: yamux over mutual TLS, with the gaps of the
+// released yamux closed.
+//
+// # Lifetimes
+//
+// A [Server] takes connections from listeners it is given. Each is a pending connection until it has proven who it is (see
+// gate.go: what strangers can cost is bounded), then a tunnel in the registry, at most one that new streams use for each
+// node. Serve returns when its context ends and all of its goroutines have.
+//
+// An [Agent] keeps one tunnel to each distinct server, for ever. Run returns when its context ends and all of its
+// goroutines have, handlers included.
+//
+// A [Stream] belongs to whoever got it: from Server.Open, or as the argument of Handle on the agent. The owner closes it.
+// When a tunnel dies all of its streams are reset, but still have to be closed; that is how a leak shows in Stats.
+//
+// # Layers
+//
+//	Stream                 half-close, reset, deadlines, fairness         stream.go
+//	yamux.Session          stream numbers, buffers
+//	link                   whole frames: order, credit, resets, pings     link.go, credit.go, frame.go
+//	tls.Conn
+//	raw                    when bytes last arrived, progress of writes    raw.go
+//	net.TCPConn
+//
+// # Use of yamux
+//
+// Nothing on the wire is outside of yamux's specification, but less of it is used, and both ends hold the other to it; a
+// violation ends the session:
+//
+//   - The server opens all streams, with odd numbers. It is the yamux client on the connection that it accepted.
+//   - A data frame carries at most 32 KiB; 16 KiB less its header is what we send, so that it fits one TLS record.
+//   - Either end pings; 16 unanswered pings are a violation, so an answer must not wait behind data.
+//   - Credit, pings and resets may overtake data. FIN does not.
+//   - A go-away with code 0 says "open no more streams here, those that are open go on". An agent sends it when it has
+//     moved to another tunnel; a server that drains waits for it.
+package tunnel

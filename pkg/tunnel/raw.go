@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// notSentLowat bounds, in bytes, what waits in the kernel behind what is in flight. Whatever waits there cannot be
+	// overtaken: at 10 Mbit/s these are 50 ms for a keystroke.
+	notSentLowat = 64 << 10
+
+	tcpUserTimeout  = 18
+	tcpNotSentLowat = 25
+)
+
+// raw is a connection as it is below TLS. It knows when bytes last arrived, whichever they were: answers to pings queue behind
+// bulk data, so that counting only those would declare a busy link dead.
+type raw struct {
+	net.Conn
+	start      time.Time
+	heard      atomic.Int64 // when bytes last arrived, as a time since start
+	first      [1]byte      // read ahead by awaitFirst
+	held       bool
+	writeLimit time.Duration // each write makes progress within it, or fails; 0: no limit
+}
+
+func newRaw(c net.Conn) *raw {
+	return &raw{Conn: c, start: time.Now()}
+}
+
+// tune sets the options of a TCP connection; other connections have none. Failure is not fatal: the options speed things
+// up, and our own timers do not depend on them.
+func (r *raw) tune(deadAfter time.Duration) {
+	sc, ok := r.Conn.(syscall.Conn)
+	if !ok {
+		return
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = rc.Control(func(fd uintptr) {
+		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpNotSentLowat, notSentLowat)
+		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(deadAfter.Milliseconds()))
+	})
+	r.writeLimit = deadAfter
+}
+
+// awaitFirst waits for the first byte, which the next Read returns. Until then a connection costs little.
+func (r *raw) awaitFirst() error {
+	n, err := r.Conn.Read(r.first[:])
+	r.held = n == 1
+	if r.held {
+		return nil
+	}
+	return err
+}
+
+func (r *raw) Read(p []byte) (int, error) {
+	if r.held && len(p) > 0 {
+		r.held = false
+		p[0] = r.first[0]
+		return 1, nil
+	}
+	n, err := r.Conn.Read(p)
+	if n > 0 {
+		r.heard.Store(int64(time.Since(r.start)))
+	}
+	return n, err
+}
+
+// Write is called once for each TLS record, so the limit is one for progress, not for a whole batch.
+func (r *raw) Write(p []byte) (int, error) {
+	if r.writeLimit > 0 {
+		if err := r.Conn.SetWriteDeadline(time.Now().Add(r.writeLimit)); err != nil {
+			return 0, err
+		}
+	}
+	return r.Conn.Write(p)
+}
+
+// silence is how long nothing has arrived.
+func (r *raw) silence() time.Duration {
+	return time.Since(r.start) - time.Duration(r.heard.Load())
+}
+
+// abort closes the connection with a reset, so that nothing of it stays in the kernel.
+func (r *raw) abort() {
+	if t, ok := r.Conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = r.Conn.Close()
+}
+
+// closeWrite sends a FIN below TLS, if the connection can.
+func (r *raw) closeWrite() bool {
+	t, ok := r.Conn.(interface{ CloseWrite() error })
+	return ok && t.CloseWrite() == nil
+}

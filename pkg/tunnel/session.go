@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// counters are shared by all sessions of a Server or an Agent.
+type counters struct {
+	streamsOpened, streamsClosed, refusedStreams atomic.Uint64
+	bytesIn, bytesOut                            atomic.Uint64 // of sessions that have ended
+}
+
+// session is one yamux session over one TLS connection. It is made before the login is answered, so that it can be found
+// and ended, and runs in the goroutine that calls run.
+type session struct {
+	link    *link
+	log     *slog.Logger
+	mux     *yamux.Session // set when started is closed
+	started chan struct{}
+	since   time.Time
+}
+
+func newSession(conn *tls.Conn, r *raw, opener bool, set settings, total *counters, log *slog.Logger) *session {
+	return &session{
+		link:    newLink(conn, r, opener, set, total),
+		log:     log,
+		started: make(chan struct{}),
+		since:   time.Now(),
+	}
+}
+
+// run starts the session, writes until it is dead, and returns when all its goroutines have ended. accept, if not nil, is
+// called as a goroutine of its own once the session has started.
+func (s *session) run(accept func()) {
+	var wg sync.WaitGroup
+	s.link.raw.tune(s.link.deadAfter())
+	cfg := &yamux.Config{
+		AcceptBacklog:       backlog,
+		KeepAliveInterval:   time.Hour, // not zero, says yamux; not used
+		MaxStreamWindowSize: yamuxWindow(s.link.set),
+		// Writes to the link never block, so this only ever runs out on a machine that stands still.
+		ConnectionWriteTimeout: time.Minute,
+		// Zero is "never" for both: the first would close the session because of one slow answer, the second
+		// would kill half-closed streams. What bounds them instead is the life of the session.
+		StreamOpenTimeout:  0,
+		StreamCloseTimeout: 0,
+		Logger:             slog.NewLogLogger(s.log.Handler(), slog.LevelDebug-1),
+	}
+	start := yamux.Server
+	if s.link.opener {
+		start = yamux.Client
+	}
+	mux, err := start(s.link, cfg)
+	if err != nil {
+		s.link.fail(err)
+		return
+	}
+	s.mux = mux
+	close(s.started)
+	s.link.startTimer()
+	if accept != nil {
+		wg.Go(accept)
+	}
+	s.link.writeLoop()
+	_ = mux.Close()
+	wg.Wait()
+	s.link.total.bytesIn.Add(s.link.bytesIn.Load())
+	s.link.total.bytesOut.Add(s.link.bytesOut.Load())
+}
+
+// open opens a stream. It waits, as long as ctx allows, for the login to be answered and for a slot.
+func (s *session) open(ctx context.Context) (*Stream, error) {
+	l := s.link
+	select {
+	case <-s.started:
+	case <-l.dead:
+		return nil, l.cause()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case l.opens <- struct{}{}:
+	case <-l.dead:
+		return nil, l.cause()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if l.numStreams() >= l.set.maxStreams {
+		<-l.opens
+		return nil, ErrOverloaded
+	}
+	m, err := s.mux.OpenStream()
+	if err != nil {
+		// Nothing but the end of the session is left as a cause, or 2^31 streams.
+		l.fail(&Error{reason: "exhausted", text: "cannot open streams", cause: err})
+		return nil, l.cause()
+	}
+	l.mu.Lock()
+	st := l.streams[m.StreamID()]
+	if st != nil {
+		st.mux = m
+	}
+	err = l.err
+	l.mu.Unlock()
+	if st == nil {
+		return nil, err
+	}
+	l.total.streamsOpened.Add(1)
+	return st, nil
+}
+
+// accept returns the next stream the far end opened, or the error that ended the session.
+func (s *session) accept() (*Stream, error) {
+	l := s.link
+	m, err := s.mux.AcceptStream()
+	if err != nil {
+		l.fail(&Error{reason: "link_lost", text: "tunnel failed", cause: err})
+		return nil, l.cause()
+	}
+	l.mu.Lock()
+	st := l.incoming[m.StreamID()]
+	delete(l.incoming, m.StreamID())
+	if st != nil {
+		st.mux = m
+	}
+	err = l.err
+	l.mu.Unlock()
+	if st == nil {
+		return nil, err
+	}
+	l.total.streamsOpened.Add(1)
+	return st, nil
+}
+
+// kill ends the session now; all its streams are reset.
+func (s *session) kill(err error) { s.link.fail(err) }
+
+// finish ends a session without streams, after everything queued has been sent.
+func (s *session) finish(err error) {
+	s.link.closeSoon()
+	t := time.NewTimer(2 * time.Second)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.link.dead:
+	}
+	s.kill(err)
+}
+
+// retire asks the far end to open no more streams, waits until the last one has ended, and ends the session. It
+// returns early if the session dies.
+func (s *session) retire(err error) {
+	s.link.leave()
+	// The far end may have opened a stream before it learnt.
+	grace := time.NewTimer(time.Second)
+	defer grace.Stop()
+	select {
+	case <-grace.C:
+	case <-s.link.dead:
+		return
+	}
+	for {
+		select {
+		case <-s.link.empty:
+		case <-s.link.dead:
+			return
+		}
+		if s.link.numStreams() == 0 {
+			break
+		}
+		s.link.rearmEmpty()
+	}
+	s.finish(err)
+}
+
+// ending returns a timer that ends the session at t; stop it when the session is over.
+func (s *session) endAt(t time.Time, err error) *time.Timer {
+	if t.IsZero() {
+		return time.AfterFunc(math.MaxInt64, func() {})
+	}
+	return time.AfterFunc(time.Until(t), func() { s.kill(err) })
+}
+
+// rtt is the last measured round trip; 0: none yet.
+func (s *session) rtt() time.Duration {
+	s.link.mu.Lock()
+	defer s.link.mu.Unlock()
+	return s.link.rtt
+}
+
+var _ io.ReadWriteCloser = (*link)(nil)
