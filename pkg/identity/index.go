@@ -82,7 +82,9 @@ func parseIndexEntry(line string) (e indexEntry, err error) {
 	if e.notAfter, err = time.Parse(time.RFC3339, f[3]); err != nil {
 		return e, err
 	}
-	e.notAfter = e.notAfter.UTC().Truncate(time.Second)
+	if e.notAfter = e.notAfter.UTC(); stamp(e.notAfter) != f[3] {
+		return e, fmt.Errorf("time %.40q is not in UTC and whole seconds", f[3])
+	}
 	if f[4] == "-" {
 		return e, nil
 	}

@@ -5,6 +5,7 @@ package identity
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -79,7 +80,8 @@ func Open(files Files, o Options) (*Store, error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
-	s.state.Store(&state{changed: make(chan struct{})})
+	// An empty pool from the start: to x509, no pool means the system's.
+	s.state.Store(&state{bundle: bundle{roots: x509.NewCertPool()}, changed: make(chan struct{})})
 	if err := s.load(true); err != nil {
 		return nil, err
 	}
@@ -187,7 +189,7 @@ func (s *Store) load(force bool) error {
 // trustSelf judges our own chain by our own bundle, as another process with the same bundle would. That a clock is
 // behind is nothing to report here, see parseLeaf.
 func (st *state) trustSelf(now time.Time) error {
-	if st.leaf == nil || st.roots == nil {
+	if st.leaf == nil {
 		return nil // Open is about to fail
 	}
 	if begin := st.leaf.Leaf.NotBefore; now.Before(begin) {
