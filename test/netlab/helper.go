@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 )
 
 // Helpers are functions of a test binary that run as processes of their own, inside a node: in its cgroup, which a thread of
@@ -41,12 +40,6 @@ func (n *Node) Helper(ctx context.Context, name string, args ...string) *Cmd {
 		n.lab.t.Fatalf("find the test binary: %v", err)
 	}
 	cmd := n.Command(ctx, self, args...)
-	for _, v := range os.Environ() {
-		// Coverage and profile settings are the test's own.
-		if !strings.HasPrefix(v, "GOCOVERDIR=") {
-			cmd.Env = append(cmd.Env, v)
-		}
-	}
 	cmd.Env = append(cmd.Env, helperVariable+"="+name)
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,7 +28,16 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *Cmd {
 	c := &Cmd{node: n}
 	n.thread.do(func() { c.Cmd = exec.CommandContext(ctx, name, args...) })
 	c.WaitDelay = 5 * time.Second // a grandchild may hold the output open
+	c.Env = environment()
 	return c
+}
+
+// environment is the test's own, less what would lead a program out of the lab.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return strings.HasSuffix(strings.ToLower(name), "_proxy") || name == "SSH_AUTH_SOCK"
+	})
 }
 
 // Start starts the program. Its process is in the node's cgroup from its first instruction on.
