@@ -50,8 +50,8 @@ type Watcher interface {
 	// not block.
 	Failed() error
 
-	// WaitFailed blocks until Failed returns an error, and returns it; nil when this end closed the connection
-	// first. It is called only after Read has returned io.EOF.
+	// WaitFailed blocks until Failed returns an error, and returns it; nil when this end closed the connection, or
+	// its read deadline passed, first. It is called only after Read has returned io.EOF.
 	WaitFailed() error
 }
 

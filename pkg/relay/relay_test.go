@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -253,8 +254,8 @@ func TestResetWhileTheOtherIsSlow(t *testing.T) {
 	}
 }
 
-// TestOrderlyEndWhileTheOtherIsSlow: a side that ended with FINs both ways while its last bytes still wait in the relay
-// is no reset, however often it is looked at.
+// TestOrderlyEndWhileTheOtherIsSlow: a side that has ended with FINs both ways while its last bytes still wait to be read is
+// a closed socket, but no reset.
 func TestOrderlyEndWhileTheOtherIsSlow(t *testing.T) {
 	forKinds(t, func(t *testing.T, wrap func(*net.TCPConn) Conn, _ bool) {
 		r := start(t, wrap)
@@ -263,15 +264,47 @@ func TestOrderlyEndWhileTheOtherIsSlow(t *testing.T) {
 		}
 		wantEOF(t, r.client)
 		n := fill(t, r.client)
-		_ = r.client.SetWriteDeadline(time.Time{})
-		r.client.Close()                        // the kernel sends the rest, then FIN
-		time.Sleep(2*stallCheck + stallCheck/2) // the check has run twice
-		got, err := io.Copy(io.Discard, r.remote)
-		if got != n || err != nil {
-			t.Errorf("%d bytes of %d arrived, %v", got, n, err)
+		if err := r.client.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		// Take just enough for the client's FIN to come through to the relay's socket.
+		var got int64
+		for !ended(t, r.client) {
+			m, err := io.CopyN(io.Discard, r.remote, 16<<10)
+			if got += m; err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(stallCheck + stallCheck/2)
+		rest, err := io.Copy(io.Discard, r.remote)
+		if got+rest != n || err != nil {
+			t.Errorf("%d bytes of %d arrived, %v", got+rest, n, err)
+		}
+		if rest <= BufferSize {
+			t.Errorf("only %d bytes were waiting: the relay was not blocked", rest)
 		}
 		r.expect(t, Closed, n, 0)
 	})
+}
+
+// ended reports whether the FINs of both ends have been acknowledged.
+func ended(t *testing.T, c *net.TCPConn) bool {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info [4]byte // of TCP_INFO; the first byte is the state
+	if err := raw.Control(func(fd uintptr) {
+		var v int
+		v, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+		binary.NativeEndian.PutUint32(info[:], uint32(v))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	const tcpClose = 7
+	return err == nil && info[0] == tcpClose
 }
 
 // fill writes to c until nothing has moved for a while and returns how much that was.
