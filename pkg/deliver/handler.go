@@ -76,14 +76,15 @@ func (h *Handler) Handle(ctx context.Context, server string, stream relay.Conn, 
 
 // carry dials and relays one stream, and says why it ended. The stream is closed or reset when it returns.
 func (h *Handler) carry(ctx context.Context, f *facts, stream *ledger.Conn, entry *ledger.Entry[facts]) (reason, detail string) {
+	plain := stream.Conn // for replies, which are not the service's bytes
 	targets, err := h.cfg.Policy.Targets(f.header.Dst)
 	if err != nil {
-		return h.turnDown(ctx, stream, wire.Reply{Status: wire.StatusNotAllowed, Message: err.Error()})
+		return h.turnDown(ctx, plain, wire.Reply{Status: wire.StatusNotAllowed, Message: err.Error()})
 	}
 	select {
 	case h.dials <- struct{}{}:
 	default:
-		return h.turnDown(ctx, stream, wire.Reply{Status: wire.StatusOverloaded, Message: "the agent has as many dials under way as it may"})
+		return h.turnDown(ctx, plain, wire.Reply{Status: wire.StatusOverloaded, Message: "the agent has as many dials under way as it may"})
 	}
 	dialCtx, giveUp := context.WithCancel(ctx)
 	watched := watch(stream, giveUp)
@@ -99,21 +100,17 @@ func (h *Handler) carry(ctx context.Context, f *facts, stream *ledger.Conn, entr
 		stream.Reset()
 		return lostReason(ctx, lost)
 	case err != nil:
-		return h.turnDown(ctx, stream, wire.Reply{Status: statusOf(err), Message: err.Error()})
+		return h.turnDown(ctx, plain, wire.Reply{Status: statusOf(err), Message: err.Error()})
 	}
 	far := relay.TCP(conn)
-	if err := h.reply(ctx, stream, wire.Reply{Status: wire.StatusOK}); err != nil {
+	if err := h.reply(ctx, plain, wire.Reply{Status: wire.StatusOK}); err != nil {
 		far.Reset()
 		stream.Reset()
 		return lostReason(ctx, err)
 	}
 	f.dialed = target
 	entry.Describe(*f)
-	result := h.relayer.Relay(ctx, watched, far)
-	if result.Reason == relay.ClientError || result.Reason == relay.RemoteError {
-		detail = result.Err.Error()
-	}
-	return string(result.Reason), detail
+	return ledger.Ended(h.relayer.Relay(ctx, watched, far))
 }
 
 // How long a server may take to take a status, and to close its end after one that is not OK.
@@ -194,17 +191,17 @@ func (h *Handler) record(f facts, r ledger.Result[facts], reason, detail string)
 	h.cfg.Logger.LogAttrs(context.Background(), slog.LevelInfo, "connection", attrs...)
 }
 
-// Connection is an open stream, as shown to people and programs.
+// Connection is an open stream.
 type Connection struct {
-	Trace    string         `json:"trace"`  // 16 hex digits, the same in the server's record
-	Server   string         `json:"server"` // who opened it
-	Src      netip.AddrPort `json:"src"`    // the client, as its server saw it
-	Dst      netip.AddrPort `json:"dst"`
-	Dialed   netip.AddrPort `json:"dialed"` // empty until connected
-	State    string         `json:"state"`  // "dialing", then "open"
-	Since    time.Time      `json:"since"`
-	Sent     int64          `json:"sent"` // bytes so far
-	Received int64          `json:"received"`
+	Trace    string         // 16 hex digits, the same in the server's record
+	Server   string         // who opened it
+	Src      netip.AddrPort // the client, as its server saw it
+	Dst      netip.AddrPort
+	Dialed   netip.AddrPort // empty until connected
+	State    string         // "dialing", then "open"
+	Since    time.Time
+	Sent     int64 // bytes so far
+	Received int64
 }
 
 // Connections lists the open streams, oldest first.

@@ -9,32 +9,31 @@ import (
 	"os"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
+	"github.com/edge-tunnel/edge-tunnel/pkg/relay/ledger"
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
-// Reasons why a stream ended are those of pkg/relay and the names of wire.Status (OK excepted). A stream that is lost
-// while the dial is under way is a client_reset or a client_error.
+// reasons why a stream ended are those of ledger.RelayReasons and the names of wire.Status (OK excepted). A stream that is
+// reset while the dial is under way ends like one that is reset later.
 func reasons() []string {
 	var list []string
 	for _, s := range []wire.Status{wire.StatusRefused, wire.StatusTimedOut, wire.StatusUnreachable, wire.StatusNotAllowed,
 		wire.StatusDraining, wire.StatusOverloaded, wire.StatusInternal} {
 		list = append(list, s.String())
 	}
-	for _, r := range []relay.Reason{relay.Closed, relay.ClientReset, relay.RemoteReset, relay.ClientError, relay.RemoteError, relay.Canceled} {
-		list = append(list, string(r))
-	}
-	return list
+	return append(list, ledger.RelayReasons()...)
 }
 
 // lostReason names the reason for an error on the stream before the relay began.
 func lostReason(ctx context.Context, err error) (reason, detail string) {
+	r := relay.Result{Reason: relay.ClientError, Err: err}
 	switch {
 	case ctx.Err() != nil:
-		return string(relay.Canceled), ""
+		r.Reason = relay.Canceled
 	case relay.IsReset(err):
-		return string(relay.ClientReset), ""
+		r.Reason = relay.ClientReset
 	}
-	return string(relay.ClientError), err.Error()
+	return ledger.Ended(r)
 }
 
 func timedOut(err error) bool {

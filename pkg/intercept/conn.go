@@ -83,11 +83,7 @@ func (s *Server) carry(c *facts, client relay.Conn, entry *ledger.Entry[facts]) 
 	}
 	c.established = true
 	entry.Describe(*c)
-	result := s.relayer.Relay(s.ctx, client, stream)
-	if result.Reason == relay.ClientError || result.Reason == relay.RemoteError {
-		detail = result.Err.Error()
-	}
-	return string(result.Reason), detail
+	return ledger.Ended(s.relayer.Relay(s.ctx, client, stream))
 }
 
 // record writes the access record.
@@ -119,21 +115,21 @@ func (s *Server) record(c *facts, r ledger.Result[facts], reason, detail string)
 	s.cfg.Logger.LogAttrs(context.Background(), slog.LevelInfo, "connection", attrs...)
 }
 
-// Connection is an open connection, as shown to people and programs.
+// Connection is an open connection.
 type Connection struct {
-	Trace    string         `json:"trace"` // 16 hex digits, the same in the agent's record
-	PID      uint32         `json:"pid"`
-	Comm     string         `json:"comm"`
-	UID      uint32         `json:"uid"`
-	Cgroup   uint64         `json:"cgroup"`
-	Netns    uint64         `json:"netns"`
-	Src      netip.AddrPort `json:"src"`
-	Dst      netip.AddrPort `json:"dst"`
-	Node     string         `json:"node"`
-	State    string         `json:"state"` // "opening" until the agent has dialed, then "open"
-	Since    time.Time      `json:"since"`
-	Sent     int64          `json:"sent"` // bytes so far
-	Received int64          `json:"received"`
+	Trace    string // 16 hex digits, the same in the agent's record
+	PID      uint32
+	Comm     string
+	UID      uint32
+	Cgroup   uint64
+	Netns    uint64
+	Src      netip.AddrPort
+	Dst      netip.AddrPort
+	Node     string
+	State    string // "opening" until the agent has dialed, then "open"
+	Since    time.Time
+	Sent     int64 // bytes so far
+	Received int64
 }
 
 // Connections lists the open connections, oldest first.

@@ -9,10 +9,11 @@ import (
 	"os"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
+	"github.com/edge-tunnel/edge-tunnel/pkg/relay/ledger"
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
-// Reasons why a connection ended, beside those of pkg/relay (a connection that got through) and the names of
+// Reasons why a connection ended, beside those of ledger.RelayReasons (a connection that got through) and the names of
 // wire.Status (one that the agent, or another server, turned down).
 const (
 	ReasonNotIntercepted = "not_intercepted" // dialed the listener directly
@@ -37,12 +38,9 @@ func statuses() []string {
 }
 
 func reasons() []string {
-	list := append(statuses(), ReasonNotIntercepted, ReasonOriginFailed, ReasonCanary, ReasonNoRoute, ReasonNodeFull,
+	list := append(statuses(), ledger.RelayReasons()...)
+	return append(list, ReasonNotIntercepted, ReasonOriginFailed, ReasonCanary, ReasonNoRoute, ReasonNodeFull,
 		ReasonOpenFailed, ReasonOpenTimedOut, ReasonStatusTimedOut, ReasonStreamLost, ReasonBadReply)
-	for _, r := range []relay.Reason{relay.Closed, relay.ClientReset, relay.RemoteReset, relay.ClientError, relay.RemoteError, relay.Canceled} {
-		list = append(list, string(r))
-	}
-	return list
 }
 
 // failure says why a connection got no stream.
@@ -77,6 +75,8 @@ func replyFailure(parent context.Context, err error) *failure {
 		return &failure{reason: string(relay.Canceled)}
 	case timedOut(err):
 		return &failure{reason: ReasonStatusTimedOut}
+	case ledger.IsTunnelLost(err):
+		return &failure{ledger.TunnelLost, err.Error()}
 	case errors.As(err, &malformed):
 		return &failure{ReasonBadReply, err.Error()}
 	}

@@ -5,7 +5,9 @@ package ledger_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -107,6 +109,31 @@ func TestCount(t *testing.T) {
 		t.Errorf("result = %+v", r)
 	}
 }
+
+func TestEndedTellsALostTunnelFromAReset(t *testing.T) {
+	for _, c := range []struct {
+		result         relay.Result
+		reason, detail string
+	}{
+		{relay.Result{Reason: relay.Closed}, "closed", ""},
+		{relay.Result{Reason: relay.RemoteReset, Err: errors.New("x")}, "remote_reset", ""},
+		{relay.Result{Reason: relay.RemoteError, Err: errors.New("x")}, "remote_error", "x"},
+		{relay.Result{Reason: relay.RemoteReset, Err: fmt.Errorf("read: %w", lost{})}, "tunnel_lost", "read: gone"},
+		{relay.Result{Reason: relay.Canceled, Err: lost{}}, "canceled", ""},
+	} {
+		if reason, detail := ledger.Ended(c.result); reason != c.reason || detail != c.detail {
+			t.Errorf("%+v is %q, %q", c.result, reason, detail)
+		}
+		if !slices.Contains(ledger.RelayReasons(), c.reason) {
+			t.Errorf("%q is not announced", c.reason)
+		}
+	}
+}
+
+type lost struct{}
+
+func (lost) Error() string  { return "gone" }
+func (lost) Reason() string { return "tunnel_lost" }
 
 type pipe struct{ net.Conn }
 
