@@ -13,7 +13,7 @@ import (
 type Login struct {
 	MinVersion, MaxVersion uint16   // versions the dialing end speaks
 	Instance               [16]byte // random, made anew at each start of the process: tells a restart from a clone
-	Index                  uint16   // which of the instance's connections this is; the same one again replaces the former
+	Index                  uint16   // which of the instance's connections this is; a new one with the same index takes over from the former
 	Software               string   // name and version for people, at most MaxSoftware bytes; may be empty
 }
 

@@ -5,7 +5,7 @@ package wire
 import "io"
 
 // Reply answers the header of a connect stream. After StatusOK the bytes of the edge service follow; after anything
-// else nothing does, and the sender resets the stream.
+// else FIN does, and the receiver resets the stream (a reset by the sender could overtake the reply).
 type Reply struct {
 	Status  Status
 	Message string // for people; at most MaxText bytes; may be empty
