@@ -19,7 +19,7 @@ import (
 
 // story is the demo while it runs.
 type story struct {
-	ctx    context.Context //nolint:containedctx // one run from beginning to end; every step ends with it
+	ctx    context.Context // one run from beginning to end; every step ends with it
 	cancel context.CancelCauseFunc
 	out    io.Writer
 	bin    string
