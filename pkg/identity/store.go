@@ -203,6 +203,7 @@ func (st *state) trustSelf(now time.Time) error {
 type fileSet struct {
 	files []source
 	parse func(next *state, s *Store, data [][]byte) error // fills its part of next, or leaves it alone
+	pause func()                                           // the moment between two reads, see settle
 
 	seen    contents // what the last load found
 	applied contents // what is in force
@@ -254,6 +255,9 @@ func fileSets(f Files) []*fileSet {
 				return nil
 			},
 		})
+	}
+	for _, set := range sets {
+		set.pause = func() { time.Sleep(20 * time.Millisecond) }
 	}
 	return sets
 }
@@ -317,9 +321,9 @@ func (set *fileSet) read() ([][]byte, contents, error) {
 // settle reads until it finds twice in a row, a moment apart, the same: a set read while it was being replaced may be half
 // of each, the certificate from before a symlink swap and the key from after it.
 func (set *fileSet) settle(before contents) ([][]byte, contents, error) {
-	const tries, pause = 10, 20 * time.Millisecond
+	const tries = 10
 	for range tries {
-		time.Sleep(pause)
+		set.pause()
 		data, found, err := set.read()
 		if err != nil || found == before {
 			return data, found, err

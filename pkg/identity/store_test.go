@@ -395,6 +395,28 @@ func TestRunOverHalfWrittenFiles(t *testing.T) {
 	await(t, s, "edge-b", func() bool { _, ok := s.state.Load().deny.names["edge-b"]; return ok })
 }
 
+// Replacing certificate and key while they are read is no failure, replacing them for ever is one.
+func TestSettle(t *testing.T) {
+	p := newPair(t)
+	next := must[Issued](t)(p.ca.IssueAgent("edge-1", nil, false))
+	leaf := p.agent.sets[1]
+	crt := read(t, next.CertFile)
+	steps := []func(){
+		func() { put(t, p.aFiles.Cert, crt) },
+		func() { copyFile(t, next.KeyFile, p.aFiles.Key) },
+		func() {},
+	}
+	n := 0
+	leaf.pause = func() { steps[n](); n++ }
+	put(t, p.aFiles.Cert, crt[:100])
+	if err := p.agent.Reload(); err != nil || n != 3 || p.agent.Self().Serial != next.Serial {
+		t.Fatalf("after %d pauses: %v", n, err)
+	}
+	leaf.pause = func() { n++; put(t, p.aFiles.Cert, fmt.Sprint(n)) }
+	put(t, p.aFiles.Cert, "0")
+	wantFileError(t, p.agent.Reload(), "certificate", "changes all the time")
+}
+
 // A leaf that was refused because the clock was wrong comes into force once the clock is right, without a new write.
 func TestRunRetriesWhenTimeCures(t *testing.T) {
 	p := newPair(t)

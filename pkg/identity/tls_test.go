@@ -113,6 +113,7 @@ func TestServerRefuses(t *testing.T) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		}), []string{alpnPeer}, ReasonBadUsage},
 		{"intermediate without clientAuth", deep.sub(t, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }).leaf(t, key, nil), agents, ReasonBadUsage},
+		{"server below an intermediate without clientAuth", deep.sub(t, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }).leaf(t, key, asServer), []string{alpnPeer}, ReasonBadUsage},
 		{"key usage without signature", ours.leaf(t, key, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }), agents, ReasonBadUsage},
 		{"a CA", deep.leaf(t, key, func(c *x509.Certificate) { c.IsCA = true; c.KeyUsage |= x509.KeyUsageCertSign }), agents, ReasonBadUsage},
 		{"P-384", ours.leaf(t, ecKey(t, elliptic.P384()), nil), agents, ReasonBadCertificate},
@@ -190,6 +191,49 @@ func TestServerAcceptsUnusual(t *testing.T) {
 				t.Fatalf("got %+v", peer)
 			}
 		})
+	}
+}
+
+// One intermediate key with two certificates: x509 finds two chains.
+func TestSessionEndWithSeveralChains(t *testing.T) {
+	r := root(t, nil)
+	key := ecKey(t, elliptic.P256())
+	twins := func(edit func(n int, c *x509.Certificate)) []*x509.Certificate {
+		var i issuer
+		for n := range 2 {
+			tmpl := &x509.Certificate{
+				SerialNumber: big.NewInt(int64(n + 1)), Subject: pkix.Name{CommonName: "twin"}, BasicConstraintsValid: true, IsCA: true,
+				NotBefore: time.Now().Add(-time.Hour), KeyUsage: x509.KeyUsageCertSign,
+			}
+			edit(n, tmpl)
+			der := must[[]byte](t)(x509.CreateCertificate(rand.Reader, tmpl, r.cert, key.Public(), r.key))
+			i = issuer{cert: must[*x509.Certificate](t)(x509.ParseCertificate(der)), key: key, rest: append(i.rest, der)}
+		}
+		var certs []*x509.Certificate
+		for _, der := range i.leaf(t, key, func(c *x509.Certificate) {
+			c.Subject.Organization, c.ExtKeyUsage = []string{string(RoleServer)}, RoleServer.usages()
+		}).Certificate {
+			certs = append(certs, must[*x509.Certificate](t)(x509.ParseCertificate(der)))
+		}
+		return certs
+	}
+	early, late := time.Now().Add(10*time.Minute).Truncate(time.Second), time.Now().Add(20*time.Minute).Truncate(time.Second)
+	st := &state{bundle: bundle{roots: x509.NewCertPool()}}
+	st.roots.AddCert(r.cert)
+	ends := []time.Time{early, late}
+	for _, c := range []struct {
+		name   string
+		usages [][]x509.ExtKeyUsage
+		want   time.Time
+	}{
+		{"either does", [][]x509.ExtKeyUsage{nil, nil}, late},
+		{"both are needed", [][]x509.ExtKeyUsage{{x509.ExtKeyUsageClientAuth}, {x509.ExtKeyUsageServerAuth}}, early},
+		{"both are needed, the other way round", [][]x509.ExtKeyUsage{{x509.ExtKeyUsageServerAuth}, {x509.ExtKeyUsageClientAuth}}, early},
+	} {
+		certs := twins(func(n int, x *x509.Certificate) { x.NotAfter, x.ExtKeyUsage = ends[n], c.usages[n] })
+		if p, err := st.verify(certs, time.Now()); err != nil || !p.NotAfter.Equal(c.want) {
+			t.Errorf("%s: got %v, %v, want %v", c.name, p.NotAfter, err, c.want)
+		}
 	}
 }
 
