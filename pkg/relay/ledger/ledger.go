@@ -35,6 +35,8 @@ type Book[T any] struct {
 	idle   chan struct{} // closed when open is empty and closed is set
 	begun  uint64
 	ended  map[string]uint64
+
+	sent, received int64 // of the ended ones
 }
 
 // New returns a book with room for limit open connections. Reasons are all that End will be told.
@@ -101,7 +103,10 @@ func (e *Entry[T]) End(reason string) Result[T] {
 	}
 	b.ended[reason]++
 	b.settle()
-	return e.result()
+	r := e.result()
+	b.sent += r.Sent
+	b.received += r.Received
+	return r
 }
 
 // settle wakes Wait. The lock is held.
@@ -135,13 +140,19 @@ type Stats struct {
 	Begun uint64
 	Open  int
 	Ended map[string]uint64 // by reason, all of them, also those that never happened
+
+	Sent, Received int64 // bytes of all connections, the open ones included
 }
 
 // Stats returns the present totals.
 func (b *Book[T]) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Stats{Begun: b.begun, Open: len(b.open), Ended: make(map[string]uint64, len(b.ended))}
+	s := Stats{Begun: b.begun, Open: len(b.open), Ended: make(map[string]uint64, len(b.ended)), Sent: b.sent, Received: b.received}
+	for e := range b.open {
+		s.Sent += e.sent.Load()
+		s.Received += e.received.Load()
+	}
 	for reason, n := range b.ended {
 		s.Ended[reason] = n
 	}
