@@ -27,6 +27,7 @@ type raw struct {
 	first      [1]byte      // read ahead by awaitFirst
 	held       bool
 	writeLimit time.Duration // each write makes progress within it, or fails; 0: no limit
+	offered    []string      // application protocols in the client hello
 }
 
 func newRaw(c net.Conn) *raw {
