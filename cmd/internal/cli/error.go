@@ -54,10 +54,10 @@ func report(env Env, err error) {
 		entries = append(entries, entry{err.Error(), advice})
 	}
 	for i, e := range entries {
-		fmt.Fprintf(env.Stderr, "error: %s\n", visible(e.problem))
+		fmt.Fprintf(env.Stderr, "error: %s\n", Visible(e.problem))
 		for _, hint := range e.hints {
 			if i+1 == len(entries) || !slices.Contains(entries[i+1].hints, hint) {
-				fmt.Fprintf(env.Stderr, "hint: %s\n", visible(hint))
+				fmt.Fprintf(env.Stderr, "hint: %s\n", Visible(hint))
 			}
 		}
 	}
@@ -115,9 +115,9 @@ func hints(err error) []string {
 	return nil
 }
 
-// visible keeps a message on its line and its bytes off the terminal's control functions: parts of it may come from the
-// other end of a connection.
-func visible(text string) string {
+// Visible keeps a text on its line and its bytes off the terminal's control functions: parts of it may come from the
+// other end of a connection, or from a process that chose its own name.
+func Visible(text string) string {
 	text = strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "; ")
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {

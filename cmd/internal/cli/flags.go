@@ -61,6 +61,7 @@ func (f *Flags) Parse(env Env) error {
 	for _, g := range groups {
 		all.AddFlagSet(g.flags)
 	}
+	Require(all, f.required...)
 	err := all.Parse(env.Args)
 	switch {
 	case help: // even with a mistake behind it: this is what the user asks for
@@ -72,7 +73,7 @@ func (f *Flags) Parse(env Env) error {
 		fmt.Fprintln(env.Stdout, VersionLine(env.Name))
 		return ErrDone
 	}
-	return errors.Join(refuseArgs(all.Args()), f.missing(all))
+	return errors.Join(NoArgs(all.Args()), Missing(all))
 }
 
 // VersionLine is what --version shows.
@@ -80,9 +81,9 @@ func VersionLine(name string) string {
 	return fmt.Sprintf("%s %s (%s %s/%s)", name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// refuseArgs is for programs that have flags only: an argument is nearly always the second entry of a list, or belongs to a
-// switch that takes none.
-func refuseArgs(args []string) error {
+// NoArgs refuses arguments that no flag takes: nearly always it is the second entry of a list, or belongs to a switch that takes
+// none.
+func NoArgs(args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
@@ -90,15 +91,31 @@ func refuseArgs(args []string) error {
 		"every value belongs to a flag; lists are written with commas or by repeating the flag")
 }
 
-func (f *Flags) missing(all *pflag.FlagSet) error {
-	var missing []error
-	for _, name := range f.required {
-		if flag := all.Lookup(name); !flag.Changed {
-			missing = append(missing, Usagef("--%s is required", name))
-		} else if flag.Value.String() == "" {
-			missing = append(missing, Usagef("--%s is empty", name))
+// required marks flags, for [Missing] and the help.
+const required = "edge_tunnel_required"
+
+// Require marks flags of a set without which the program cannot work. It panics when there is none of a name.
+func Require(fs *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		if err := fs.SetAnnotation(name, required, nil); err != nil {
+			panic(err)
 		}
 	}
+}
+
+// Missing says which of the required flags were not given.
+func Missing(fs *pflag.FlagSet) error {
+	var missing []error
+	fs.VisitAll(func(flag *pflag.Flag) {
+		if _, wanted := flag.Annotations[required]; !wanted {
+			return
+		}
+		if !flag.Changed {
+			missing = append(missing, Usagef("--%s is required", flag.Name))
+		} else if flag.Value.String() == "" {
+			missing = append(missing, Usagef("--%s is empty", flag.Name))
+		}
+	})
 	return errors.Join(missing...)
 }
 
@@ -179,18 +196,18 @@ func expected(flag *pflag.Flag) string {
 
 // help teaches: what it is, how to call it, what can be said, what works.
 func (f *Flags) help(w io.Writer, name string, groups []group) {
-	writeParagraphs(w, f.Summary)
+	WriteParagraphs(w, f.Summary)
 	fmt.Fprint(w, "\nUSAGE\n")
 	for _, s := range f.Synopsis {
 		fmt.Fprintf(w, "  %s\n", strings.TrimSpace(name+" "+strings.ReplaceAll(s, "\n", "\n"+strings.Repeat(" ", len(name)+3))))
 	}
 	for _, g := range groups {
 		fmt.Fprintf(w, "\n%s\n", strings.ToUpper(g.title))
-		WriteFlags(w, g.flags, f.required...)
+		WriteFlags(w, g.flags)
 	}
 	WriteExamples(w, f.Examples)
 	if f.Notes != "" {
 		fmt.Fprintln(w)
-		writeParagraphs(w, f.Notes)
+		WriteParagraphs(w, f.Notes)
 	}
 }

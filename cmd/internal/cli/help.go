@@ -5,7 +5,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -18,7 +17,7 @@ const (
 )
 
 // WriteFlags writes the help of a set of flags, with their defaults, in the order of the set.
-func WriteFlags(w io.Writer, fs *pflag.FlagSet, required ...string) {
+func WriteFlags(w io.Writer, fs *pflag.FlagSet) {
 	fs.VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
@@ -31,10 +30,9 @@ func WriteFlags(w io.Writer, fs *pflag.FlagSet, required ...string) {
 		if name != "" {
 			head += " " + name
 		}
-		switch text := defaultOf(f); {
-		case slices.Contains(required, f.Name):
+		if _, wanted := f.Annotations[required]; wanted {
 			usage += " (required)"
-		case text != "":
+		} else if text := defaultOf(f); text != "" {
 			usage += " (default " + text + ")"
 		}
 		if len(head) < helpIndent-1 {
@@ -92,8 +90,8 @@ func WriteExamples(w io.Writer, examples []Example) {
 	}
 }
 
-// writeParagraphs writes paragraphs, which an empty line separates.
-func writeParagraphs(w io.Writer, text string) {
+// WriteParagraphs writes paragraphs, which an empty line separates.
+func WriteParagraphs(w io.Writer, text string) {
 	for i, paragraph := range strings.Split(text, "\n\n") {
 		if i > 0 {
 			fmt.Fprintln(w)
