@@ -115,25 +115,25 @@ func TestControlOfADaemonThatCannot(t *testing.T) {
 
 func TestClientErrors(t *testing.T) {
 	dir := t.TempDir()
-	ask := func(path string) (error, string) {
-		_, err := NewClient(path).Status(t.Context())
+	ask := func(path string) (hint string, err error) {
+		_, err = NewClient(path).Status(t.Context())
 		var unreachable *UnreachableError
 		if !errors.As(err, &unreachable) {
 			t.Fatalf("%s: %T %v", path, err, err)
 		}
-		return err, unreachable.Hint()
+		return unreachable.Hint(), err
 	}
-	if err, hint := ask(filepath.Join(dir, "absent.sock")); !errors.Is(err, ErrNotRunning) || !strings.Contains(hint, "--control") {
+	if hint, err := ask(filepath.Join(dir, "absent.sock")); !errors.Is(err, ErrNotRunning) || !strings.Contains(hint, "--control") {
 		t.Errorf("%v, %s", err, hint)
 	}
-	if err, hint := ask(stale(t, filepath.Join(dir, "stale.sock"))); !errors.Is(err, ErrNotRunning) || !strings.Contains(hint, "log") {
+	if hint, err := ask(stale(t, filepath.Join(dir, "stale.sock"))); !errors.Is(err, ErrNotRunning) || !strings.Contains(hint, "log") {
 		t.Errorf("%v, %s", err, hint)
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err, _ := ask(file); err == nil {
+	if _, err := ask(file); err == nil {
 		t.Error("a file answered")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
