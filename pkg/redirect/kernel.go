@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// A Kernel is this process's hold on the programs and maps. See the package's comment for its life.
+type Kernel struct {
+	opts  Options
+	log   *slog.Logger
+	pins  pins
+	lock  *os.File
+	spec  *ebpf.CollectionSpec
+	netns uint64 // cookie of the host's namespace; 0 until Attach has learnt it
+
+	// Set by Open and constant: the records of sockets.
+	sockets *ebpf.Map
+
+	mu       sync.Mutex // guards everything below, and the maps' contents
+	maps     map[string]*ebpf.Map
+	programs map[string]*ebpf.Program
+	unpinned map[string]bool      // maps that are new and not in force before Attach
+	links    map[string]link.Link // by hook; empty before Attach
+	config   kernelConfig
+	targets  map[netip.Addr]Target
+	ports    map[uint16]struct{}
+	optOuts  map[uint64]struct{}
+	closed   bool
+
+	canary canary
+}
+
+// Open takes hold of the kernel's state: it waits until no other process has it, loads the programs, and opens the pinned maps or makes
+// new ones. Nothing gets attached, and nothing that is attached changes. Errors carry a hint.
+func Open(ctx context.Context, opts Options) (_ *Kernel, err error) {
+	if err := opts.Validate(); err != nil {
+		return nil, err
+	}
+	opts = opts.withDefaults()
+	k := &Kernel{
+		opts:     opts,
+		log:      opts.Log,
+		pins:     pins{opts.BPFFS},
+		unpinned: map[string]bool{},
+		links:    map[string]link.Link{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.Close())
+		}
+	}()
+
+	if err := k.pins.check(); err != nil {
+		return nil, err
+	}
+	if err := k.pins.make(); err != nil {
+		return nil, err
+	}
+	k.lock, err = k.pins.lock(ctx, func() {
+		k.log.Info("Waiting for another tunnel-server to give up the pinned programs", "path", k.pins.root())
+		opts.OnWait(k.pins.root())
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := k.pins.make(); err != nil { // once more: a cleanup may have come between
+		return nil, err
+	}
+	if err := k.pins.clearStaging(); err != nil {
+		return nil, err
+	}
+	if err := k.load(); err != nil {
+		return nil, err
+	}
+	if err := k.readContents(); err != nil {
+		return nil, err
+	}
+	if err := k.initConfig(); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// Close lets go of the kernel's state for the next process. Nothing is detached or unpinned.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return nil
+	}
+	k.closed = true
+	var all []error
+	for _, l := range k.links {
+		all = append(all, l.Close())
+	}
+	for _, p := range k.programs {
+		all = append(all, p.Close())
+	}
+	for _, m := range k.maps {
+		all = append(all, m.Close())
+	}
+	if k.lock != nil {
+		all = append(all, k.lock.Close())
+	}
+	return errors.Join(all...)
+}
