@@ -3,7 +3,6 @@
 package tunnel
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -50,7 +49,7 @@ const (
 //
 // Lock order: yamux's own locks, then mu. Nothing of yamux is called with mu held.
 type link struct {
-	tls    *tls.Conn
+	tls    io.ReadWriter // *tls.Conn
 	raw    *raw
 	set    settings
 	opener bool // this end opens all streams; a SYN from the far end is a violation
@@ -111,7 +110,7 @@ type lingering struct {
 	until  time.Time
 }
 
-func newLink(conn *tls.Conn, r *raw, opener bool, set settings, total *counters) *link {
+func newLink(conn io.ReadWriter, r *raw, opener bool, set settings, total *counters) *link {
 	return &link{
 		tls: conn, raw: r, set: set, opener: opener, total: total,
 		in:       inbuf{src: conn},

@@ -4,7 +4,6 @@ package tunnel
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"log/slog"
 	"math"
@@ -31,7 +30,7 @@ type session struct {
 	since   time.Time
 }
 
-func newSession(conn *tls.Conn, r *raw, opener bool, set settings, total *counters, log *slog.Logger) *session {
+func newSession(conn io.ReadWriter, r *raw, opener bool, set settings, total *counters, log *slog.Logger) *session {
 	return &session{
 		link:    newLink(conn, r, opener, set, total),
 		log:     log,
@@ -198,5 +197,3 @@ func (s *session) rtt() time.Duration {
 	defer s.link.mu.Unlock()
 	return s.link.rtt
 }
-
-var _ io.ReadWriteCloser = (*link)(nil)
