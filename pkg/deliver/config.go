@@ -63,5 +63,9 @@ func (c Config) Validate() error {
 func dialTCP(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error) {
 	var d net.Dialer
 	d.SetMultipathTCP(false)
-	return d.DialTCP(ctx, "tcp", netip.AddrPort{}, target)
+	conn, err := d.DialContext(ctx, "tcp", target.String()) // DialTCP would say ":0->" in its errors
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
 }

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"time"
+
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
+	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
+)
+
+// options is the parsed command line.
+//
+// There is no --state-dir: an agent has nothing to remember. Its name is in its certificate, and its instance id must be new
+// at each start, so that two clones of one disk are told apart.
+type options struct {
+	servers []string // HOST:PORT
+	tunnels int
+	files   identity.Files
+
+	loopbackPorts []uint16
+	allow         []deliver.Rule
+
+	admin        string
+	control      string
+	drainTimeout time.Duration
+	pprof        bool
+	log          cli.Log
+}
+
+func parse(env cli.Env) (options, error) {
+	o := options{
+		tunnels:       2,
+		loopbackPorts: []uint16{10250, 10255, 10266, 10267},
+		admin:         "127.0.0.1:10266",
+		control:       "/run/edge-tunnel/agent.sock",
+		drainTimeout:  10 * time.Second,
+	}
+	flags := cli.Flags{
+		Summary: "tunnel-agent runs on an edge node. It dials tunnel-servers and delivers to the node's own services what cloud" +
+			" nodes connect to. Nothing has to reach the edge node from outside.",
+		Synopsis: []string{"--server HOST[:PORT] --ca-cert FILE --cert FILE --key FILE [flags]"},
+		Examples: []cli.Example{
+			{What: "Keep tunnels to two servers.",
+				Command: "tunnel-agent --server cloud-1.example.com,cloud-2.example.com --ca-cert ca.crt --cert edge-1.crt --key edge-1.key"},
+			{What: "Give the cloud a printer's web page and the SSH ports of a site, too.",
+				Command: "tunnel-agent … --allow 192.168.7.20:80,443 --allow 192.168.8.0/24:22"},
+			{What: "See what it does.", Command: "tunnelctl status --control /run/edge-tunnel/agent.sock"},
+		},
+		Notes: "The agent alone decides what is dialed: this node's addresses on any port, loopback for --localhost-proxy-ports, and" +
+			" what --allow lists. Never link-local or multicast addresses, and its own admin port only if it is listed.\n\nSIGHUP reads" +
+			" certificates and the deny file again (they are also watched). SIGTERM takes no more connections and lets the open ones finish.",
+	}
+
+	servers := flags.Group("Servers")
+	cli.HostPortsVar(servers, &o.servers, "server", wire.Port, "`addresses` of tunnel-servers. A tunnel is kept to each of several;"+
+		" a single one may be a load balancer, see --tunnels.")
+	servers.IntVar(&o.tunnels, "tunnels", o.tunnels, "Tunnels to keep to distinct servers behind a single --server.")
+	flags.Require("server")
+
+	tls := flags.Group("Identity")
+	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `file` with the CAs that sign agents and servers.")
+	tls.StringVar(&o.files.Cert, "cert", "", "PEM `file` with this node's certificate.")
+	tls.StringVar(&o.files.Key, "key", "", "PEM `file` with its key, mode 0600.")
+	tls.StringVar(&o.files.Deny, "deny-file", "", "`file` with names and serial:HEX of servers' certificates to refuse, one a line; watched.")
+	flags.Require("ca-cert", "cert", "key")
+
+	policy := flags.Group("What may be dialed")
+	cli.PortsVar(policy, &o.loopbackPorts, "localhost-proxy-ports", "`ports` for which loopback is dialed instead of the destination,"+
+		" and then, if it refuses, the node's address that was asked for.")
+	var allow []string
+	policy.StringArrayVar(&allow, "allow", nil, "`HOST-OR-CIDR:PORTS` beyond this node that may be dialed: 192.168.7.20:22,8000-8100"+
+		" or [fd00:7::/64]:*. Addresses only, names are not looked up.")
+
+	host := flags.Group("Host")
+	cli.ListenVar(host, &o.admin, "admin", "`address` for health, metrics and read-only state.")
+	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl (`path`).")
+	host.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
+	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
+
+	cli.LogVar(flags.Group("Logging"), &o.log)
+	if err := flags.Parse(env); err != nil {
+		return options{}, err
+	}
+	var errs []error
+	var err error
+	if o.allow, err = deliver.ParseRules(allow...); err != nil {
+		errs = append(errs, cli.WithHint(cli.Usagef("--allow: %w", err), "expected HOST-OR-CIDR:PORTS, such as 192.168.7.20:22,80 or [fd00:7::/64]:8000-8100"))
+	}
+	if o.tunnels < 1 || o.tunnels > 16 {
+		errs = append(errs, cli.Usagef("--tunnels: %d is not between 1 and 16", o.tunnels))
+	}
+	if o.drainTimeout < 0 {
+		errs = append(errs, cli.Usagef("--drain-timeout: %v is negative", o.drainTimeout))
+	}
+	return o, errors.Join(errs...)
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
+	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
+	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
+	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
+)
+
+// run is the whole program: what it is made of, then what runs, then how it ends.
+func run(ctx context.Context, env cli.Env) error {
+	o, err := parse(env)
+	if err != nil {
+		return err
+	}
+	log := o.log.Logger(env.Stderr)
+
+	store, err := identity.Open(o.files, identity.Options{Role: identity.RoleAgent, Log: log})
+	if err != nil {
+		return err
+	}
+	network := newNetwork(log)
+	if err := network.look(ctx); err != nil {
+		return err
+	}
+	adminLn, err := listenAdmin(ctx, o.admin)
+	if err != nil {
+		return err
+	}
+	defer adminLn.Close()
+	controlLn, err := admin.ListenControl(ctx, o.control)
+	if err != nil {
+		return err
+	}
+	defer controlLn.Close()
+
+	conns := maxConns()
+	handler, err := deliver.New(deliver.Config{
+		Policy: deliver.Policy{
+			Own:           network.has,
+			LoopbackPorts: o.loopbackPorts,
+			Allow:         o.allow,
+			ClosedPorts:   []uint16{adminLn.Addr().(*net.TCPAddr).AddrPort().Port()},
+		},
+		MaxConns: conns,
+		Logger:   log,
+	})
+	if err != nil {
+		return err
+	}
+	defer handler.Close()
+	agent, err := tunnel.NewAgent(tunnel.AgentConfig{
+		Servers: o.servers,
+		Tunnels: o.tunnels,
+		TLS: func(server string) *tls.Config {
+			host, _, _ := net.SplitHostPort(server) // the flag's parser has made it HOST:PORT
+			return store.ClientTLS(host, wire.ALPNAgent)
+		},
+		Verify: func(state tls.ConnectionState) error {
+			_, err := store.Peer(state)
+			return err
+		},
+		Handle: func(ctx context.Context, s *tunnel.Stream, h wire.Header) {
+			handler.Handle(ctx, s.RemoteAddr().String(), s, h)
+		},
+		Software:   cli.VersionLine(env.Name),
+		Wake:       network.wake,
+		MaxStreams: conns + 256, // so that there are some left to say "overloaded" in
+		Log:        log,
+	})
+	if err != nil {
+		return err
+	}
+
+	// Life ends when somebody wants it to, which begins the drain; services end after it.
+	life, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	a := &app{options: o, store: store, network: network, handler: handler, agent: agent, life: life, started: time.Now()}
+	adminServer, err := admin.New(admin.Config{
+		Name: env.Name, Version: cli.Version(), Ready: a.conditions, Metrics: a.metrics, State: a.state, Pprof: o.pprof, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	control := admin.Control{
+		Status: a.status, Tunnels: a.tunnels, Connections: a.connections, Log: log,
+		Drain: func(context.Context) error {
+			end(errors.New("asked to by the control socket"))
+			return nil
+		},
+	}
+
+	services, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, services := errgroup.WithContext(services)
+	group.Go(func() error { return store.Run(services) })
+	group.Go(func() error { return network.run(services) })
+	group.Go(func() error { return agent.Run(services) })
+	group.Go(func() error { return adminServer.Serve(services, adminLn) })
+	group.Go(func() error { return control.Serve(services, controlLn) })
+	group.Go(func() error { reload(services, env.Reload, store, log); return nil })
+	group.Go(func() error { renew(services, store, agent); return nil })
+	group.Go(func() error {
+		defer stop()
+		select {
+		case <-life.Done():
+		case <-services.Done(): // one of the above failed
+			return nil
+		}
+		log.Info("stopping", "why", context.Cause(life), "open", handler.Stats().Open)
+		bound, cancel := context.WithTimeout(services, o.drainTimeout)
+		defer cancel()
+		log.Info("stopped", "reset", handler.Drain(bound))
+		return nil
+	})
+	log.Info("started", "version", cli.Version(), "node", store.Self().Name, "servers", o.servers, "admin", adminLn.Addr().String())
+	return group.Wait()
+}
+
+// listenAdmin listens on the admin address.
+func listenAdmin(ctx context.Context, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	ln, err := lc.Listen(ctx, "tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, cli.WithHint(fmt.Errorf("admin address %s is in use", address), "is another tunnel-agent running? --admin ADDR:PORT chooses another address")
+	case err != nil:
+		return nil, cli.WithHint(fmt.Errorf("listen on the admin address: %w", err), "--admin ADDR:PORT needs an address of this node")
+	}
+	return ln, nil
+}
+
+// maxConns is how many connections the limit of open files has room for: one each, and a quarter for everything else.
+func maxConns() int {
+	const most = 8192
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return most
+	}
+	return int(max(16, min(most, files.Cur*3/4)))
+}
+
+// reload reads certificates and deny file when SIGHUP asks for it. What cannot be read keeps its last good state.
+func reload(ctx context.Context, asked <-chan struct{}, store *identity.Store, log *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+		}
+		if err := store.Reload(); err != nil {
+			log.Error("reload failed, the last good files stay in use", "err", err)
+		} else {
+			log.Info("reloaded")
+		}
+	}
+}
+
+// renew has the tunnels judged and made again when certificates or deny file have changed.
+func renew(ctx context.Context, store *identity.Store, agent *tunnel.Agent) {
+	for changed := store.Changed(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		changed = store.Changed()
+		agent.Renew()
+	}
+}
