@@ -153,8 +153,8 @@ func newPairOver(t testing.TB, set settings, agentConn, serverConn net.Conn) *pa
 	if err := <-errc; err != nil {
 		t.Fatal(err)
 	}
-	p.server = newSession(st, sr, true, set, &p.serverTotal, slog.New(slog.DiscardHandler))
-	p.agent = newSession(at, ar, false, set, &p.agentTotal, slog.New(slog.DiscardHandler))
+	p.server = newSession(st, sr, true, set, &p.serverTotal, discardLog)
+	p.agent = newSession(at, ar, false, set, &p.agentTotal, discardLog)
 	p.wg.Go(func() { p.server.run(nil) })
 	p.wg.Go(func() {
 		p.agent.run(func() {
@@ -170,6 +170,8 @@ func newPairOver(t testing.TB, set settings, agentConn, serverConn net.Conn) *pa
 	t.Cleanup(p.close)
 	return p
 }
+
+var discardLog = slog.New(slog.DiscardHandler)
 
 func (p *pair) close() {
 	p.server.kill(errClosed)
