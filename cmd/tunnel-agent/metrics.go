@@ -25,6 +25,8 @@ func (a *app) metrics() []admin.Metric {
 		admin.Gauge("edge_tunnel_agent_connections", "Connections being delivered now.", conns.Open),
 		admin.Gauge("edge_tunnel_agent_connections_dialing", "Connections whose service is being dialed now.", conns.Dialing),
 		admin.Counter("edge_tunnel_agent_connections_begun_total", "Connections that servers asked for.", conns.Begun),
+		admin.Counter("edge_tunnel_agent_connections_overflowed_total", "Connections turned away because there were too many, or the agent was stopping.",
+			conns.Overflowed),
 		admin.CounterBy("edge_tunnel_agent_connections_ended_total", "Connections that have ended, by reason.", "reason", conns.Ended),
 		admin.CounterBy("edge_tunnel_agent_connection_bytes_total", "Bytes of connections, by direction as seen from the client.", "direction",
 			map[string]int64{"sent": conns.Sent, "received": conns.Received}),

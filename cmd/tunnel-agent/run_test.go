@@ -218,13 +218,23 @@ func TestDenyFileIsObeyed(t *testing.T) {
 	cloud := startCloud(t, dir)
 	deny := filepath.Join(dir, "deny")
 	writeFile(t, deny, "# nobody\n")
-	a := startAgent(t, dir, cloud.addr, "--deny-file", deny)
+	service := listen(t)
+	a := startAgent(t, dir, cloud.addr, "--deny-file", deny, "--localhost-proxy-ports", fmt.Sprint(port(service)))
 	a.waitReady()
+	client := cloud.dial(t, netip.AddrPortFrom(natAddr, port(service)))
+	far := accept(t, service)
+	send(t, far, "x")
+	expect(t, client, "x")
 	writeFile(t, deny, "cloud-1\n")
 	a.sighup <- struct{}{}
 	eventually(t, "tunnel dropped", func() bool {
 		status, body := a.get("/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "denied")
+	})
+	expectReset(t, client)
+	expectReset(t, far)
+	eventually(t, "both ends say why", func() bool {
+		return cloud.conns.Stats().Ended["tunnel_lost"] == 1 && a.logged("connection")["reason"] == "tunnel_lost"
 	})
 	writeFile(t, deny, "# nobody\n")
 	a.sighup <- struct{}{}

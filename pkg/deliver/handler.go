@@ -49,11 +49,12 @@ func New(cfg Config) (*Handler, error) {
 }
 
 // Handle takes one stream, whose header has been read, from its policy check to its record. Server is who opened it,
-// for the record. When ctx ends, or Drain's does, the stream is reset. It returns when the stream is closed.
+// for the record. When ctx ends, which says that the stream's tunnel did, or Drain's does, the stream is reset. It
+// returns when the stream is closed.
 func (h *Handler) Handle(ctx context.Context, server string, stream relay.Conn, header wire.Header) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stopDrain := context.AfterFunc(h.ctx, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopDrain := context.AfterFunc(h.ctx, func() { cancel(errStopping) })
 	defer stopDrain()
 
 	entry, ok := h.book.Begin(time.Now())
@@ -110,7 +111,7 @@ func (h *Handler) carry(ctx context.Context, f *facts, stream *ledger.Conn, entr
 	}
 	f.dialed = target
 	entry.Describe(*f)
-	return ledger.Ended(h.relayer.Relay(ctx, watched, far))
+	return ended(ctx, h.relayer.Relay(ctx, watched, far))
 }
 
 // How long a server may take to take a status, and to close its end after one that is not OK.

@@ -33,6 +33,17 @@ func lostReason(ctx context.Context, err error) (reason, detail string) {
 	case relay.IsReset(err):
 		r.Reason = relay.ClientReset
 	}
+	return ended(ctx, r)
+}
+
+// errStopping is the cause of a context that Drain ended.
+var errStopping = errors.New("the agent is stopping")
+
+// ended names the reason for the end of a relay under ctx.
+func ended(ctx context.Context, r relay.Result) (reason, detail string) {
+	if r.Reason == relay.Canceled && !errors.Is(context.Cause(ctx), errStopping) {
+		return ledger.TunnelLost, ""
+	}
 	return ledger.Ended(r)
 }
 

@@ -33,7 +33,7 @@ type Server struct {
 
 	relayer relay.Relayer
 
-	acceptErrors, overflowed, retried atomic.Uint64
+	acceptErrors, retried atomic.Uint64
 }
 
 // New returns a server without listeners. It must be closed.
@@ -112,10 +112,9 @@ func (s *Server) Forget(node string) { s.nodes.forget(node) }
 
 // Stats are the server's totals.
 type Stats struct {
-	ledger.Stats        // of accepted connections, less the overflowed
+	ledger.Stats        // of accepted connections; the overflowed ones were reset at once
 	Listeners    int    // accepting now
 	AcceptErrors uint64 // failed accepts: out of descriptors or memory
-	Overflowed   uint64 // reset at once because of MaxConns, or because of a drain
 	Retried      uint64 // connections that had a second try
 	Nodes        map[string]NodeStats
 }
@@ -129,7 +128,6 @@ func (s *Server) Stats() Stats {
 		Stats:        s.book.Stats(),
 		Listeners:    listeners,
 		AcceptErrors: s.acceptErrors.Load(),
-		Overflowed:   s.overflowed.Load(),
 		Retried:      s.retried.Load(),
 		Nodes:        s.nodes.stats(),
 	}
@@ -191,7 +189,6 @@ func (s *Server) accepted(conn net.Conn) {
 	}
 	entry, ok := s.book.Begin(time.Now())
 	if !ok {
-		s.overflowed.Add(1)
 		relay.TCP(tcp).Reset()
 		return
 	}

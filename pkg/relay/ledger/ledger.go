@@ -36,6 +36,7 @@ type Book[T any] struct {
 	begun  uint64
 	ended  map[string]uint64
 
+	overflowed     uint64
 	sent, received int64 // of the ended ones
 }
 
@@ -67,6 +68,7 @@ func (b *Book[T]) Begin(now time.Time) (*Entry[T], bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed || len(b.open) >= b.limit {
+		b.overflowed++
 		return nil, false
 	}
 	b.begun++
@@ -141,14 +143,16 @@ type Stats struct {
 	Open  int
 	Ended map[string]uint64 // by reason, all of them, also those that never happened
 
-	Sent, Received int64 // bytes of all connections, the open ones included
+	Overflowed     uint64 // calls of Begin that found no place, or a closed book
+	Sent, Received int64  // bytes of all connections, the open ones included
 }
 
 // Stats returns the present totals.
 func (b *Book[T]) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Stats{Begun: b.begun, Open: len(b.open), Ended: make(map[string]uint64, len(b.ended)), Sent: b.sent, Received: b.received}
+	s := Stats{Begun: b.begun, Open: len(b.open), Ended: make(map[string]uint64, len(b.ended)),
+		Overflowed: b.overflowed, Sent: b.sent, Received: b.received}
 	for e := range b.open {
 		s.Sent += e.sent.Load()
 		s.Received += e.received.Load()

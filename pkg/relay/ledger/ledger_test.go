@@ -73,6 +73,9 @@ func TestLimitAndClose(t *testing.T) {
 	if _, ok := book.Begin(time.Now()); ok {
 		t.Error("a place in a closed book")
 	}
+	if n := book.Stats().Overflowed; n != 2 {
+		t.Errorf("%d overflowed, want 2", n)
+	}
 	book.Close()
 	if err := book.Wait(context.Background()); err != nil {
 		t.Error(err)
