@@ -136,7 +136,7 @@ func (h *Handler) turnDown(ctx context.Context, stream relay.Conn, reply wire.Re
 	defer stop()
 	if err := h.reply(ctx, stream, reply); err == nil && stream.CloseWrite() == nil {
 		stream.SetReadDeadline(time.Now().Add(lingerFor))
-		io.CopyN(io.Discard, stream, 2*wire.MaxRetained)
+		_, _ = io.CopyN(io.Discard, stream, 2*wire.MaxRetained)
 	}
 	stream.Reset()
 	return reply.Status.String(), reply.Message
@@ -150,7 +150,7 @@ func (h *Handler) Drain(ctx context.Context) (reset int) {
 		reset = h.book.Stats().Open
 	}
 	h.cancel()
-	h.book.Wait(context.Background())
+	_ = h.book.Wait(context.Background()) // which never ends
 	return reset
 }
 
