@@ -28,7 +28,7 @@ const (
 
 	// dataTokens is how many data frames may be on their way from Stream.Write to the kernel. Streams queue for a token in
 	// order of arrival, one frame each: that is the whole of fairness.
-	dataTokens = 4
+	dataTokens = 2
 
 	maxPongs = 16 // answers to pings that wait to be sent
 
@@ -257,7 +257,7 @@ func (l *link) receive(h header) (shown header, show bool, err error) {
 			return h, false, violation("stream opened twice")
 		case l.err != nil:
 			return h, false, nil
-		case len(l.streams) >= l.set.maxStreams, len(l.incoming) >= backlog/2:
+		case len(l.streams) >= l.set.maxStreams, len(l.incoming) >= maxOpens+maxOpens/2:
 			l.total.refusedStreams.Add(1)
 			l.queueControl(header{typ: typeWindow, flags: flagRST, id: h.id})
 			return h, false, nil

@@ -37,6 +37,7 @@ func newRaw(c net.Conn) *raw {
 // tune sets the options of a TCP connection; other connections have none. Failure is not fatal: the options speed things
 // up, and our own timers do not depend on them.
 func (r *raw) tune(deadAfter time.Duration) {
+	r.writeLimit = deadAfter
 	sc, ok := r.Conn.(syscall.Conn)
 	if !ok {
 		return
@@ -49,7 +50,6 @@ func (r *raw) tune(deadAfter time.Duration) {
 		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpNotSentLowat, notSentLowat)
 		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(deadAfter.Milliseconds()))
 	})
-	r.writeLimit = deadAfter
 }
 
 // awaitFirst waits for the first byte, which the next Read returns. Until then a connection costs little.

@@ -4,6 +4,7 @@ package tunnel
 
 import (
 	"crypto/tls"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ const (
 //	        add                  replaced, or the agent said go-away             last stream ended
 //	login ───────> active ─────────────────────────────────────────> retired ──────────────────────> gone
 //	                  └─ evicted, expired, refused, forgotten, link dead ────────────────────────────────┘
+//
+// Lock order: registry.mu, then link.mu.
 type registry struct {
 	mu     sync.Mutex
 	nodes  map[string]*node
@@ -103,12 +106,6 @@ func (r *registry) sweep() {
 // add makes t the active tunnel of its node, or says why not. Tunnels of another instance are killed, without waiting for
 // anything; that of the same instance and index is retired.
 func (r *registry) add(t *serverTunnel) (status wire.LoginStatus, retryAfter time.Duration, duplicate bool) {
-	var kill []*serverTunnel
-	defer func() {
-		for _, k := range kill {
-			k.sess.kill(errEvicted)
-		}
-	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -135,11 +132,11 @@ func (r *registry) add(t *serverTunnel) (status wire.LoginStatus, retryAfter tim
 	case old.login.Instance == t.login.Instance:
 		r.setRetired(n, old)
 		old.sess.link.probe(replacedProbe)
-		if len(n.retired) > maxRetired {
-			kill = append(kill, n.retired[0])
-		}
 	default:
-		kill = append(append(kill, old), n.retired...)
+		old.sess.kill(errEvicted)
+		for _, t := range n.retired {
+			t.sess.kill(errEvicted)
+		}
 		duplicate = r.evicted(n, old.login.Instance, now)
 	}
 	return wire.LoginOK, 0, duplicate
@@ -190,6 +187,8 @@ func (r *registry) retire(t *serverTunnel) {
 	r.setRetired(n, t)
 }
 
+// setRetired moves t to the retired tunnels of its node. Too many of them, and the oldest ends: an agent could otherwise
+// hold any number of sessions by retiring each.
 func (r *registry) setRetired(n *node, t *serverTunnel) {
 	if t.retired || t.movedSet {
 		return
@@ -197,6 +196,10 @@ func (r *registry) setRetired(n *node, t *serverTunnel) {
 	t.retired = true
 	n.retired = append(n.retired, t)
 	t.setMoved()
+	if len(n.retired) > maxRetired {
+		n.retired[0].sess.kill(errReplaced)
+		n.retired = slices.Delete(n.retired, 0, 1)
+	}
 }
 
 func (t *serverTunnel) setMoved() {
@@ -222,7 +225,7 @@ func (r *registry) remove(t *serverTunnel) {
 	}
 	for i, old := range n.retired {
 		if old == t {
-			n.retired = append(n.retired[:i], n.retired[i+1:]...)
+			n.retired = slices.Delete(n.retired, i, i+1)
 			break
 		}
 	}

@@ -671,3 +671,20 @@ func TestServerConfigIsChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestRetiredTunnelsAreBounded(t *testing.T) {
+	ca := newPKI(t)
+	s := startServer(t, ca, "cloud-1", func(c *ServerConfig) { c.KeepAlive = 10 * time.Second })
+	cfg := ca.client(t, "edge-1", time.Hour)
+	for range maxRetired + 4 {
+		c, r, err := login(t, s.addr, cfg, instance(1))
+		if err != nil || r.Status != wire.LoginOK {
+			t.Fatal(r.Status, err)
+		}
+		if _, err := c.Write(header{typ: typeGoAway}.appendTo(nil)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "retired", func() bool { return active(s) == 0 })
+	}
+	eventually(t, "the oldest have ended", func() bool { return s.Stats().Retired == maxRetired })
+}
