@@ -82,16 +82,26 @@ func (s *Server) Remove(ln net.Listener) {
 	}
 }
 
-// Drain stops accepting, lets open connections finish until ctx ends, and resets the rest. It returns the number of those
-// that were reset, when all goroutines have ended. Called again it waits for the same end.
-func (s *Server) Drain(ctx context.Context) (reset int) {
+// Stop closes all listeners and waits for their accept loops. Open connections go on.
+func (s *Server) Stop() {
 	s.mu.Lock()
 	s.book.Close() // before the listeners: what is accepted from here on is reset
-	for ln := range s.listeners {
+	var loops []chan struct{}
+	for ln, ended := range s.listeners {
 		ln.Close()
+		loops = append(loops, ended)
 	}
 	clear(s.listeners)
 	s.mu.Unlock()
+	for _, ended := range loops {
+		<-ended
+	}
+}
+
+// Drain stops accepting, lets open connections finish until ctx ends, and resets the rest. It returns the number of those
+// that were reset, when all goroutines have ended. Called again it waits for the same end.
+func (s *Server) Drain(ctx context.Context) (reset int) {
+	s.Stop()
 	if s.book.Wait(ctx) != nil {
 		reset = s.book.Stats().Open
 	}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+)
+
+// redirectPorts is how many redirect listeners there are for each address.
+const redirectPorts = 8
+
+// alwaysTunneled are the kubelet's ports. They are tunneled whatever the flags say.
+var alwaysTunneled = [...]uint16{10250, 10255}
+
+// options is the parsed command line.
+type options struct {
+	listenTunnel string
+	files        identity.Files
+
+	ports        []uint16 // tunneled ports, alwaysTunneled included
+	cidrs        []netip.Prefix
+	redirectPort uint16
+	nodeIPs      []netip.Addr // at most one for each family
+	hostOnly     bool         // leave pods alone
+	optOut       []string     // cgroup folders, relative to cgroupRoot
+
+	admin        string
+	control      string
+	bpffs        string
+	cgroupRoot   string
+	stateDir     string
+	drainTimeout time.Duration
+	maxConns     int
+	pprof        bool
+	log          cli.Log
+}
+
+func parse(env cli.Env) (options, error) {
+	o := options{
+		listenTunnel: ":10262",
+		redirectPort: 10270,
+		admin:        "127.0.0.1:10265",
+		control:      "/run/edge-tunnel/server.sock",
+		bpffs:        "/sys/fs/bpf",
+		drainTimeout: 10 * time.Second,
+		maxConns:     0,
+	}
+	flags := cli.Flags{
+		Summary: "tunnel-server runs on a cloud node. Its eBPF programs redirect every connect() of the node and its pods to a" +
+			" tunneled port of an edge address; the bytes go, untouched, through the tunnel that the edge node's agent opened.",
+		Synopsis: []string{"--ca-cert FILE --cert FILE --key FILE [flags]"},
+		Examples: []cli.Example{
+			{What: "Serve the agents whose certificates this CA signed; intercept 10250 and 10255.",
+				Command: "tunnel-server --ca-cert ca.crt --cert cloud-1.crt --key cloud-1.key --state-dir /var/lib/edge-tunnel"},
+			{What: "Intercept Prometheus' exporters too, and only for edge addresses of one range.",
+				Command: "tunnel-server … --tunneled-ports 9100,9256 --target-cidr 10.99.0.0/16"},
+			{What: "See what it does.", Command: "tunnelctl status; tunnelctl targets; bpftool map dump pinned /sys/fs/bpf/edge-tunnel/v1/maps/targets"},
+		},
+		Notes: "The programs and maps stay in the kernel when tunnel-server ends: connects to edge addresses are then refused" +
+			" instead of going astray. `tunnelctl cleanup` removes them.\n\nSIGHUP reads certificates and the deny file again (they" +
+			" are also watched). SIGTERM drains.",
+	}
+
+	tls := flags.Group("Identity")
+	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `file` with the CAs that sign agents and servers.")
+	tls.StringVar(&o.files.Cert, "cert", "", "PEM `file` with this server's certificate.")
+	tls.StringVar(&o.files.Key, "key", "", "PEM `file` with its key, mode 0600.")
+	tls.StringVar(&o.files.Deny, "deny-file", "", "`file` with names and serial:HEX of certificates to refuse, one a line; watched.")
+	flags.Require("ca-cert", "cert", "key")
+
+	icept := flags.Group("Interception")
+	cli.PortsVar(icept, &o.ports, "tunneled-ports", "Destination `ports` to intercept on edge addresses, beside 10250 and 10255.")
+	cli.PrefixesVar(icept, &o.cidrs, "target-cidr", "Only addresses in these `ranges` can be edge addresses. Default: any that no rule forbids.")
+	cli.ChoiceVar(icept, &o.hostOnly, "intercept", []cli.Choice[bool]{{Word: "all", Value: false}, {Word: "host", Value: true}},
+		"Whose connects: all processes of the node, or only those in the host's network namespace.")
+	icept.StringSliceVar(&o.optOut, "opt-out-cgroup", nil, "cgroup2 `folders` below --cgroup-root whose processes are never intercepted.")
+	cli.PortVar(icept, &o.redirectPort, "redirect-port", "First of the 8 `ports` that intercepted connections are redirected to.")
+	cli.AddrsVar(icept, &o.nodeIPs, "node-ip", "`addresses`, one for each family, at which the node's pods reach this server."+
+		" Default: the source addresses of the default routes, followed when they change.")
+
+	tun := flags.Group("Tunnels and connections")
+	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "`address` where agents log in.")
+	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit.")
+	tun.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
+
+	host := flags.Group("Host")
+	cli.ListenVar(host, &o.admin, "admin", "`address` for health, metrics and read-only state.")
+	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl (`path`).")
+	host.StringVar(&o.stateDir, "state-dir", "", "`folder` that remembers edge nodes across reboots. Default: only the kernel's maps remember, until a reboot.")
+	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "Where the BPF file system is mounted (`folder`).")
+	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "cgroup2 `folder` to attach to. Default: the root of the mounted hierarchy.")
+	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
+
+	cli.LogVar(flags.Group("Logging"), &o.log)
+	if err := flags.Parse(env); err != nil {
+		return options{}, err
+	}
+	o.ports = append(o.ports, alwaysTunneled[:]...)
+	slices.Sort(o.ports)
+	o.ports = slices.Compact(o.ports)
+	return o, o.validate()
+}
+
+func (o *options) validate() error {
+	var errs []error
+	if o.redirectPort > 65535-redirectPorts+1 {
+		errs = append(errs, cli.Usagef("--redirect-port: %d leaves no room for %d ports", o.redirectPort, redirectPorts))
+	}
+	for _, p := range o.ports {
+		if p >= o.redirectPort && p < o.redirectPort+redirectPorts {
+			errs = append(errs, cli.WithHint(cli.Usagef("--tunneled-ports: %d is one of the redirect ports %d-%d", p, o.redirectPort, o.redirectPort+redirectPorts-1),
+				"choose other redirect ports with --redirect-port"))
+		}
+	}
+	var v4, v6 int
+	for _, a := range o.nodeIPs {
+		if a.Is4() {
+			v4++
+		} else {
+			v6++
+		}
+		if a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+			errs = append(errs, cli.Usagef("--node-ip: pods cannot reach %v", a))
+		}
+	}
+	if v4 > 1 || v6 > 1 {
+		errs = append(errs, cli.Usagef("--node-ip: at most one address for each family"))
+	}
+	if o.drainTimeout < 0 {
+		errs = append(errs, cli.Usagef("--drain-timeout: %v is negative", o.drainTimeout))
+	}
+	if o.maxConns < 0 {
+		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))
+	}
+	return errors.Join(errs...)
+}
+
+// connections is how many intercepted connections may be open: each needs a descriptor, and so do the tunnels.
+func (o *options) connections() int {
+	const most = 65536
+	if o.maxConns > 0 {
+		return o.maxConns
+	}
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 1024
+	}
+	return int(max(16, min(most, files.Cur/2)))
+}

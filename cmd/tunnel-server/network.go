@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/edge-tunnel/edge-tunnel/pkg/hostnet"
+	"github.com/edge-tunnel/edge-tunnel/pkg/route"
+)
+
+// retryListen is the pause before a listener that could not be opened is tried again: an address may still be tentative.
+const retryListen = 2 * time.Second
+
+// network keeps three things in step with the host's addresses: the redirect listeners, where the kernel redirects to, and
+// what cannot be a target.
+type network struct {
+	fixed     []netip.Addr // --node-ip; a family that it does not name is followed
+	loopback  []netip.Addr
+	redirects *redirects
+	setAddrs  func(v4, v6 netip.Addr) error // tells the kernel where pods go
+	setRules  func(route.Rules)
+	rules     route.Rules // what does not change
+	log       *slog.Logger
+
+	mu       sync.Mutex // guards what follows
+	v4, v6   netip.Addr // in force: where pods are redirected to
+	problem  error
+	retrying *time.Timer
+	ended    bool
+	last     hostnet.State
+}
+
+// changed puts a state of the host's network into force. New listeners come before the kernel sends anything there, and old
+// ones go after it has stopped.
+func (n *network) changed(ctx context.Context, s hostnet.State) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.last = s
+	n.apply(ctx)
+}
+
+func (n *network) apply(ctx context.Context) {
+	v4, v6 := n.last.V4, n.last.V6
+	for _, a := range n.fixed {
+		if a.Is4() {
+			v4 = a
+		} else {
+			v6 = a
+		}
+	}
+	rules := n.rules
+	rules.Local = n.last.Local
+	for _, a := range []netip.Addr{v4, v6} {
+		if a.IsValid() {
+			rules.Redirect = append(rules.Redirect, a)
+		}
+	}
+	n.setRules(rules)
+
+	wanted := append([]netip.Addr{v4, v6}, n.loopback...)
+	problem := n.redirects.cover(ctx, wanted)
+	if problem != nil {
+		// Without a listener the family is as good as absent: pods are refused, not sent to whoever has the port.
+		if !n.redirects.has(v4) {
+			v4 = netip.Addr{}
+		}
+		if !n.redirects.has(v6) {
+			v6 = netip.Addr{}
+		}
+		n.again(ctx)
+	}
+	if err := n.setAddrs(v4, v6); err != nil {
+		problem = errors.Join(problem, err)
+		n.again(ctx)
+	} else {
+		if v4 != n.v4 || v6 != n.v6 {
+			n.log.Info("pods are redirected to", "ipv4", shown(v4), "ipv6", shown(v6))
+		}
+		n.v4, n.v6 = v4, v6
+		n.redirects.retain(wanted)
+	}
+	if problem != nil && (n.problem == nil || n.problem.Error() != problem.Error()) {
+		n.log.Warn("redirect listeners are not complete", "err", problem)
+	}
+	n.problem = problem
+}
+
+// again tries once more in a while. Called with the lock held.
+func (n *network) again(ctx context.Context) {
+	if n.retrying != nil || n.ended {
+		return
+	}
+	n.retrying = time.AfterFunc(retryListen, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.retrying = nil
+		if !n.ended && ctx.Err() == nil {
+			n.apply(ctx)
+		}
+	})
+}
+
+// stop ends the retries; no call of changed may follow or be under way.
+func (n *network) stop() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ended = true
+	if n.retrying != nil {
+		n.retrying.Stop()
+	}
+}
+
+// addrs are where pods are redirected to.
+func (n *network) addrs() []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []netip.Addr
+	for _, a := range []netip.Addr{n.v4, n.v6} {
+		if a.IsValid() {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+func (n *network) err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.problem != nil {
+		return fmt.Errorf("redirect listeners: %w", n.problem)
+	}
+	return nil
+}
+
+func shown(a netip.Addr) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
+}

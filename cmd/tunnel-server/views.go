@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
+	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
+	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
+	"github.com/edge-tunnel/edge-tunnel/pkg/route"
+	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
+)
+
+// server is the running daemon as the admin address and the control socket see it. Everything in it is safe to be asked from
+// several goroutines.
+type server struct {
+	options options
+	ids     *identity.Store
+	kernel  *redirect.Kernel
+	known   *route.Known
+	targets *targets
+	conns   *intercept.Server
+	tunnels *tunnel.Server
+	network *network
+	guard   *guard
+	listen  net.Addr        // where tunnels come in
+	life    context.Context // ends when the server is to stop
+	started time.Time
+}
+
+// condition is true if there is no error.
+func condition(name string, err error) admin.Condition {
+	c := admin.Condition{Name: name, OK: err == nil}
+	if err != nil {
+		c.Reason = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	return c
+}
+
+// conditions are what readiness is made of: that what should be intercepted is, and is proven to be.
+func (s *server) conditions() []admin.Condition {
+	g := s.guard.state()
+	return []admin.Condition{
+		condition("programs", g.hooks),
+		condition("canary", g.canary),
+		condition("pods", g.pods),
+		condition("listeners", s.network.err()),
+		s.targets.condition(),
+		s.certificateCondition(),
+		{Name: "accepting", OK: s.life.Err() == nil, Reason: "the server is stopping"},
+	}
+}
+
+func (s *server) certificateCondition() admin.Condition {
+	stats := s.ids.Stats()
+	switch {
+	case time.Now().After(stats.Self.NotAfter):
+		return condition("certificate", fmt.Errorf("expired on %s", stats.Self.NotAfter.Format(time.DateTime)))
+	case stats.Untrusted != "":
+		return condition("certificate", fmt.Errorf("%s", stats.Untrusted))
+	}
+	return condition("certificate", nil)
+}
+
+func (s *server) status() admin.Status {
+	conditions := s.conditions()
+	stats := s.ids.Stats()
+	var loadErrors []string
+	for _, set := range stats.Sets {
+		if set.Error != "" {
+			loadErrors = append(loadErrors, set.Error)
+		}
+	}
+	mode := "all"
+	if s.options.hostOnly {
+		mode = "host"
+	}
+	return admin.Status{
+		Role: admin.RoleServer, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: s.started,
+		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: s.life.Err() != nil,
+		Tunnels: s.tunnels.Stats().Active, Connections: s.conns.Stats().Open,
+		Certificate: admin.Certificate{
+			Name: stats.Self.Name, Serial: stats.Self.Serial, NotAfter: stats.Self.NotAfter, Error: strings.Join(loadErrors, "; "),
+		},
+		Server: &admin.ServerStatus{
+			Listen: s.listen.String(), Intercept: mode, NodeAddrs: s.network.addrs(),
+			RedirectPorts: s.kernel.RedirectPorts(), TunneledPorts: s.kernel.TunneledPorts(),
+			Targets: s.targets.counts(), Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
+		},
+	}
+}
+
+// hooks lists our programs, each with its neighbours.
+func (s *server) hooks() []admin.Hook {
+	var list []admin.Hook
+	for _, p := range s.guard.state().programs {
+		if len(list) == 0 || list[len(list)-1].Name != p.Hook {
+			list = append(list, admin.Hook{Name: p.Hook})
+		}
+		h := &list[len(list)-1]
+		if p.Ours {
+			h.Attached, h.Program = true, p.ID
+		} else {
+			h.Others = append(h.Others, fmt.Sprintf("%s (id %d)", p.Name, p.ID))
+		}
+	}
+	return list
+}
+
+func (s *server) tunnelList() []admin.Tunnel {
+	self := s.ids.Self().Name
+	var list []admin.Tunnel
+	for _, t := range s.tunnels.Tunnels() {
+		view := admin.Tunnel{
+			Node: t.Node, Server: self, State: admin.TunnelUp, RemoteAddr: t.Remote, Instance: t.Instance, Software: t.Software,
+			Since: t.Since, NotAfter: t.NotAfter, RTTSeconds: t.RTT.Seconds(), Streams: t.Streams,
+			SentBytes: t.BytesOut, ReceivedBytes: t.BytesIn,
+		}
+		if t.Duplicate {
+			view.Error = "duplicate_identity: several agents use this node's certificate"
+		}
+		list = append(list, view)
+	}
+	return list
+}
+
+func (s *server) connectionList() []admin.Connection {
+	open := s.conns.Connections()
+	list := make([]admin.Connection, 0, len(open))
+	for _, c := range open {
+		list = append(list, admin.Connection{
+			Trace: c.Trace, Node: c.Node, Source: c.Src.String(), Destination: c.Dst.String(), Started: c.Since,
+			DurationSeconds: time.Since(c.Since).Seconds(), SentBytes: c.Sent, ReceivedBytes: c.Received,
+			PID: c.PID, UID: &c.UID, Comm: c.Comm, Cgroup: c.Cgroup,
+		})
+	}
+	return list
+}
+
+func (s *server) state() admin.State {
+	return admin.State{Status: s.status(), Targets: s.targets.snapshot(), Tunnels: s.tunnelList(), Connections: s.connectionList()}
+}
+
+// forget drops a node: its tunnel, its targets, and what is stored. Its open connections go with the tunnel.
+func (s *server) forget(ctx context.Context, node string) (admin.Forgotten, error) {
+	s.tunnels.Forget(node)
+	gone, known, err := s.targets.forget(ctx, node)
+	if err != nil {
+		return admin.Forgotten{}, err
+	}
+	if !known {
+		return admin.Forgotten{}, admin.ErrUnknownNode
+	}
+	s.conns.Forget(node)
+	return admin.Forgotten{Node: node, Targets: gone}, nil
+}
