@@ -16,18 +16,19 @@ else
 RUN  := tools/packages.sh run
 endif
 
-# What "make test" and "make fuzz" can be narrowed to.
+# What "make test", "make fuzz" and "make test-kernels" can be narrowed to.
 PKG      ?= ./...
 TEST     ?=
+KERNELS  ?= 5.10 6.1 6.12
 FUZZTIME ?= 5s
 
 CACHE    := $(or $(EDGE_TUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-tunnel)
 GOLANGCI := $(CACHE)/golangci-lint-$(shell sed -n 's|.*golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/lint/go.mod)
 
-.PHONY: help deps build generate lint test fuzz bench demo clean
+.PHONY: help deps build generate lint test test-kernels fuzz bench demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 deps: ## get what is missing: Go modules, and Debian packages unpacked into a cache folder
 ifneq ($(PACKAGES),no)
@@ -55,6 +56,10 @@ $(GOLANGCI): tools/lint/go.mod
 
 test: deps build ## everything, race detector on; needs root
 	@$(RUN) tools/test.sh $(PKG) $(if $(TEST),-run '$(TEST)')
+
+test-kernels: deps build ## the BPF tests and the daemons on older kernels (KERNELS="5.10 6.1 6.12"), emulated
+	@go build -o $(BIN)/ ./tools/vmtest
+	@exec $(RUN) $(BIN)/vmtest -bin $(BIN) -cache $(CACHE) -kernels '$(KERNELS)' $(if $(TEST),-run '$(TEST)')
 
 fuzz: deps ## every fuzz target for FUZZTIME (5s)
 	@$(RUN) tools/fuzz.sh $(FUZZTIME) $(PKG)
