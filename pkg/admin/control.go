@@ -88,7 +88,7 @@ func (c Control) Handler() http.Handler {
 func answer(c Control, can bool, do func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !can {
-			c.refuse(w, &Refusal{Status: http.StatusNotFound, Message: "this daemon cannot do that", reason: "not_supported"})
+			c.refuse(w, &Refusal{Status: http.StatusNotFound, Message: "this daemon cannot do that", reason: "not_supported", hint: "ask a tunnel-server; see --control"})
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)

@@ -84,8 +84,14 @@ func TestReport(t *testing.T) {
 			"error: a\nhint: h\nerror: b\nerror: c\nhint: i\n",
 		},
 		{"shared hint once", errors.Join(WithHint(errors.New("a"), "h"), WithHint(errors.New("b"), "h")), 1, "error: a\nerror: b\nhint: h\n"},
-		{"usage around a join", Usagef("%w", errors.Join(errors.New("a"), errors.New("b"))), 2,
-			"error: a; b\nhint: prog --help shows what is possible\n"},
+		{
+			"usage around a join", Usagef("%w", errors.Join(errors.New("a"), errors.New("b"))), 2,
+			"error: a; b\nhint: prog --help shows what is possible\n",
+		},
+		{
+			"a hint where there is none", OrHint(errors.Join(Usagef("a"), WithHint(errors.New("b"), "own"), errors.New("c")), "h"), 2,
+			"error: a\nhint: h\nerror: b\nhint: own\nerror: c\nhint: h\n",
+		},
 		{"words before a join", fmt.Errorf("start: %w", errors.Join(WithHint(errors.New("a"), "h"), WithHint(errors.New("b"), "i"))), 1,
 			"error: start: a; b\nhint: h\nhint: i\n"},
 		{"two causes are no join", fmt.Errorf("%w while %w", WithHint(errors.New("a"), "h"), errors.New("b")), 1, "error: a while b\nhint: h\n"},
@@ -101,7 +107,7 @@ func TestReport(t *testing.T) {
 }
 
 func TestHintKeepsTheChain(t *testing.T) {
-	if WithHint(nil, "h") != nil {
+	if WithHint(nil, "h") != nil || OrHint(nil, "h") != nil {
 		t.Error("a hint made an error of nil")
 	}
 	err := WithHint(Usagef("open: %w", fs.ErrNotExist), "h")

@@ -30,6 +30,20 @@ func WithHint(err error, hint string) error {
 	return &hinted{err, hint}
 }
 
+// OrHint is [WithHint] for those of the joined errors that have no hint of their own.
+func OrHint(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	parts := split(err)
+	for i, part := range parts {
+		if len(hints(part)) == 0 {
+			parts[i] = WithHint(part, hint)
+		}
+	}
+	return errors.Join(parts...)
+}
+
 type hinted struct {
 	error
 	hint string
@@ -67,16 +81,6 @@ func report(env Env, err error) {
 func split(err error) []error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
-		// A usage error adds no words to what it wraps.
-		if usage, isUsage := err.(*UsageError); isUsage { //nolint:errorlint // only the outermost is looked through
-			parts := split(usage.err)
-			if len(parts) > 1 {
-				for i := range parts {
-					parts[i] = &UsageError{parts[i]}
-				}
-				return parts
-			}
-		}
 		return []error{err}
 	}
 	var texts []string

@@ -68,7 +68,16 @@ func defaultOf(f *pflag.Flag) string {
 	case "", "false", "0", "0s", "[]":
 		return ""
 	}
-	return f.DefValue
+	text := f.DefValue
+	if f.Value.Type() == "duration" { // 8760h0m0s
+		if strings.HasSuffix(text, "m0s") {
+			text = strings.TrimSuffix(text, "0s")
+		}
+		if strings.HasSuffix(text, "h0m") {
+			text = strings.TrimSuffix(text, "0m")
+		}
+	}
+	return text
 }
 
 // WriteExamples writes the part of a help text that people read first.

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
+)
+
+// called runs tunnelctl in this process.
+func called(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	status = cli.Run(t.Context(), cli.Env{Name: "tunnelctl", Args: args, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs}, run)
+	return status, out.String(), errs.String()
+}
+
+// While no server runs, targets come from the kernel, and cleanup takes them out; while one runs, it does not.
+func TestWithoutAServer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a bpf filesystem")
+	}
+	bpffs, absent := t.TempDir(), t.TempDir()+"/absent.sock"
+	if err := syscall.Mount("bpf", bpffs, "bpf", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(bpffs, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+
+	status, out, errs := called(t, "cleanup", "--bpffs", bpffs)
+	if status != 0 || out != "nothing of edge-tunnel is left in "+bpffs+"\n" {
+		t.Errorf("cleanup of nothing: %d %s%s", status, out, errs)
+	}
+	status, _, errs = called(t, "targets", "--bpffs", bpffs, "--control", absent)
+	if status != 1 || !strings.Contains(errs, "no daemon is running") || !strings.Contains(errs, "not installed") {
+		t.Errorf("targets of nothing: %d %s", status, errs)
+	}
+
+	kernel, err := redirect.Open(t.Context(), redirect.Options{BPFFS: bpffs, CgroupRoot: emptyCgroup(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kernel.SetTargets([]redirect.Target{
+		{Addr: netip.MustParseAddr("2001:db8::1"), Node: "edge-2", State: redirect.Ambiguous},
+		{Addr: netip.MustParseAddr("10.99.1.10"), Node: "edge-1", State: redirect.Offline},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := kernel.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	status, _, errs = called(t, "cleanup", "--bpffs", bpffs)
+	if status != 1 || !strings.Contains(errs, "error: ") || !strings.Contains(errs, "hint: ") {
+		t.Errorf("cleanup beside a server: %d %s", status, errs)
+	}
+	if err := kernel.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	status, out, errs = called(t, "targets", "--bpffs", bpffs, "--control", absent)
+	want := "ADDRESS      NODE    STATE      REASON\n10.99.1.10   edge-1  offline    -\n2001:db8::1  edge-2  ambiguous  -\n"
+	if status != 0 || out != want || !strings.HasPrefix(errs, "note: no tunnel-server is running; ") || !strings.Contains(errs, "are refused") {
+		t.Errorf("targets: %d, stderr %sgot:\n%swant:\n%s", status, errs, out, want)
+	}
+	status, out, _ = called(t, "targets", "--bpffs", bpffs, "--control", absent, "-o", "json")
+	if status != 0 || !strings.Contains(out, `"source": "kernel"`) || !strings.Contains(out, `"state": "ambiguous"`) {
+		t.Errorf("targets: %d %s", status, out)
+	}
+
+	for range 2 {
+		if status, out, errs := called(t, "cleanup", "--bpffs", bpffs); status != 0 {
+			t.Errorf("cleanup: %d %s%s", status, out, errs)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(bpffs, "edge-tunnel")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the pins are left behind: %v", err)
+	}
+}
+
+// emptyCgroup makes a cgroup without processes: what is attached there sees nobody's connections.
+func emptyCgroup(t *testing.T) string {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 || fields[2] != "cgroup2" {
+			continue
+		}
+		dir, err := os.MkdirTemp(fields[1], "tunnelctl-test-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		})
+		return dir
+	}
+	t.Skip("needs a cgroup2 mount")
+	return ""
+}
