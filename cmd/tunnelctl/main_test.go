@@ -41,6 +41,10 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector's default is a second for each command
+			return nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"appears": appears,
 			"status":  exitStatus,

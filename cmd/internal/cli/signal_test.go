@@ -14,6 +14,7 @@ import (
 func started(t *testing.T, args ...string) (cmd *exec.Cmd, next func() string, stderr *bytes.Buffer) {
 	t.Helper()
 	cmd = exec.CommandContext(t.Context(), "waiter", args...)
+	cmd.Env = append(cmd.Environ(), "GORACE=atexit_sleep_ms=0") // the race detector's default is a second
 	stderr = new(bytes.Buffer)
 	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
