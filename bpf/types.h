@@ -91,6 +91,9 @@ struct origin {
  *   (none) ── established, entry found ──► ACCEPTED                     the accepted socket
  *   (none) ── written by the daemon ──► BYPASS, LISTENER, CANARY        the daemon's own sockets
  *
+ * Records begin with the kind, and its numbers do not change, not with the layout either: a newer daemon marks its listeners for
+ * the programs of an older one, until it has replaced them.
+ *
  * One shot: a record that was handed over, or whose socket connects again, never hands over again.
  */
 enum sock_kind {

@@ -79,6 +79,7 @@ func (k *Kernel) attachAll(group *cgroup) (err error) {
 			return err
 		}
 	}
+	k.former.Store(nil)
 	for _, h := range hooks() {
 		if err := k.moveLast(group, h); err != nil {
 			return err
@@ -133,8 +134,8 @@ func (k *Kernel) prepare(group *cgroup, h hook) (*change, error) {
 		_ = pinned.Close()
 		return nil, explain(op, err)
 	}
-	if info.Cgroup() == nil || info.Cgroup().CgroupId != group.id {
-		k.log.Warn("Replacing a link that is not on the cgroup", "hook", h.name, "cgroup", group.Name(), "dead", info.Cgroup() == nil || info.Cgroup().CgroupId == 0)
+	if on := info.Cgroup(); on == nil || on.CgroupId != group.id {
+		k.log.Warn("Replacing a link that is not on the cgroup", "hook", h.name, "cgroup", group.Name())
 		return k.attachNew(group, h, pinned)
 	}
 	before, err := ebpf.NewProgramFromID(info.Program)
@@ -158,11 +159,14 @@ func (k *Kernel) prepare(group *cgroup, h hook) (*change, error) {
 func (k *Kernel) attachNew(group *cgroup, h hook, old link.Link) (*change, error) {
 	staged := filepath.Join(k.pins.staging(), h.name)
 	// Never the older way of attaching, which cannot be pinned and which anybody's detach removes.
-	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(group.Fd()), Program: k.programs[h.name], Attach: h.attach})
+	var l link.Link
+	raw, err := link.AttachRawLink(link.RawLinkOptions{Target: int(group.Fd()), Program: k.programs[h.name], Attach: h.attach})
 	if err == nil {
-		if err = l.Pin(staged); err != nil {
-			_ = l.Close()
+		err = raw.Pin(staged)
+		if err == nil {
+			l, err = link.LoadPinnedLink(staged, nil) // a raw link cannot say which cgroup it is on
 		}
+		_ = raw.Close()
 	}
 	if err != nil {
 		if old != nil {
@@ -189,8 +193,11 @@ func (k *Kernel) commit(c *change) error {
 		_ = former.Close()
 	}
 	k.links[c.hook.name] = c.link
-	if c.old == nil || alive(c.old) != nil {
+	if c.old == nil {
 		return nil
+	}
+	if on, err := cgroupOf(c.old); err != nil || on == 0 {
+		return err // it is detached
 	}
 	if err := c.old.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) {
 		return explain("detach the former link of "+c.hook.name, err)

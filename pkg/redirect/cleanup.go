@@ -55,8 +55,8 @@ func (p pins) detach(name string) error {
 		return explain("open the pinned link of "+name, err)
 	}
 	defer func() { _ = l.Close() }()
-	if alive(l) != nil {
-		return nil
+	if on, err := cgroupOf(l); err != nil || on == 0 {
+		return err // nothing runs
 	}
 	if err := l.Detach(); err != nil {
 		return explain("detach "+name, err)

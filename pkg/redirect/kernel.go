@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -25,6 +26,10 @@ type Kernel struct {
 
 	// Set by Open and constant: the records of sockets.
 	sockets *ebpf.Map
+	// The pinned map of records that Attach will replace, or nil: until then the former programs guard the redirect ports, and have to
+	// know the listeners. formerMap stays open until Close, because somebody may be using it when former is reset.
+	former    atomic.Pointer[ebpf.Map]
+	formerMap *ebpf.Map
 
 	mu       sync.Mutex // guards everything below, and the maps' contents
 	maps     map[string]*ebpf.Map
@@ -108,6 +113,9 @@ func (k *Kernel) Close() error {
 	}
 	for _, m := range k.maps {
 		all = append(all, m.Close())
+	}
+	if k.formerMap != nil {
+		all = append(all, k.formerMap.Close())
 	}
 	if k.lock != nil {
 		all = append(all, k.lock.Close())

@@ -242,6 +242,9 @@ func (s *server) answer(conn *net.TCPConn) {
 	client, _ := conn.RemoteAddr().(*net.TCPAddr)
 	s.origins.Store(client.AddrPort(), o)
 	_, _ = fmt.Fprintln(conn, o.Dst)
+	_ = conn.CloseWrite()
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_, _ = io.Copy(io.Discard, conn) // to close with unread bytes would be a reset
 }
 
 // ready is what most tests start with: everything attached and served.

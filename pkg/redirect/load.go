@@ -31,7 +31,7 @@ func (k *Kernel) load() error {
 	spec.Maps[kernelMapTargets].MaxEntries = uint32(k.opts.Capacity)
 
 	pinned, err := k.openPinned()
-	defer closeAll(pinned)
+	defer func() { closeAll(pinned) }()
 	if err != nil {
 		return err
 	}
@@ -70,6 +70,11 @@ func (k *Kernel) load() error {
 				return fail("carry over the contents of "+name, err, "")
 			}
 		}
+	}
+	if k.unpinned[kernelMapSockets] && pinned[kernelMapSockets] != nil {
+		k.formerMap = pinned[kernelMapSockets]
+		k.former.Store(k.formerMap)
+		delete(pinned, kernelMapSockets)
 	}
 	return nil
 }

@@ -95,5 +95,6 @@ func (p pins) linkAlive(name string) bool {
 		return false
 	}
 	defer func() { _ = l.Close() }()
-	return alive(l) == nil
+	on, err := cgroupOf(l)
+	return err == nil && on != 0
 }

@@ -69,11 +69,17 @@ func programName(id ebpf.ProgramID) string {
 	return info.Name
 }
 
-// Health reports hooks on which the programs are not in force any more, although Attach put them there: the cgroup was removed, or
-// somebody detached the link. Attach repairs it.
+// Health reports hooks on which the programs are not in force any more, although Attach put them there: somebody detached a link, or the
+// cgroup was removed and perhaps made anew. Attach repairs it; listeners that were opened in a removed cgroup have to be opened
+// again after that, because the programs for accepted connections run in their listener's cgroup.
 func (k *Kernel) Health() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	group, err := openCgroup(k.opts.CgroupRoot)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = group.Close() }()
 	var all []error
 	for _, h := range hooks() {
 		l := k.links[h.name]
@@ -81,23 +87,27 @@ func (k *Kernel) Health() error {
 			all = append(all, fmt.Errorf("%s is not attached", h.name))
 			continue
 		}
-		if err := alive(l); err != nil {
+		on, err := cgroupOf(l)
+		switch {
+		case err != nil:
 			all = append(all, fmt.Errorf("%s: %w", h.name, err))
+		case on == 0:
+			all = append(all, fmt.Errorf("%s: the link was detached, or its cgroup removed", h.name))
+		case on != group.id:
+			all = append(all, fmt.Errorf("%s: the link is on a cgroup that is not %s", h.name, group.Name()))
 		}
 	}
 	return errors.Join(all...)
 }
 
-var errDetached = errors.New("the link was detached, or its cgroup removed")
-
-// alive asks the link itself: one on a cgroup that is gone answers, too, but knows no cgroup.
-func alive(l link.Link) error {
+// cgroupOf returns the id of the cgroup that a link is on, 0 if on none any more. A link never becomes invalid by that.
+func cgroupOf(l link.Link) (uint64, error) {
 	info, err := l.Info()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if info.Cgroup() == nil || info.Cgroup().CgroupId == 0 {
-		return errDetached
+	if info.Cgroup() == nil {
+		return 0, nil
 	}
-	return nil
+	return info.Cgroup().CgroupId, nil
 }

@@ -4,6 +4,7 @@ package redirect
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -93,7 +94,14 @@ func (k *Kernel) mark(fd int, rec kernelSockRecord) error {
 	if protocol != unix.IPPROTO_TCP {
 		return fail("mark the socket", fmt.Errorf("protocol %d is not TCP", protocol), "call SetMultipathTCP(false) on the net.Dialer or net.ListenConfig")
 	}
-	if err := k.sockets.Update(int32(fd), &rec, ebpf.UpdateAny); err != nil {
+	err = k.sockets.Update(int32(fd), &rec, ebpf.UpdateAny)
+	if former := k.former.Load(); err == nil && former != nil {
+		// Whatever the layout of its records is, they begin with the kind.
+		old := make([]byte, former.ValueSize())
+		binary.NativeEndian.PutUint32(old, uint32(rec.Kind))
+		err = former.Update(int32(fd), old, ebpf.UpdateAny)
+	}
+	if err != nil {
 		hint := hintFor(err)
 		if errors.Is(err, unix.ENOMEM) {
 			hint = "the socket has no room for its record: raise net.core.optmem_max (the default is 131072)"
