@@ -43,6 +43,10 @@ func readCounters(m *ebpf.Map) (Counters, error) {
 	if err := m.Lookup(uint32(0), &perCPU); err != nil {
 		return Counters{}, explain("read the counters", err)
 	}
+	return sumCounters(perCPU), nil
+}
+
+func sumCounters(perCPU []kernelCounters) Counters {
 	var sum Counters
 	for _, c := range perCPU {
 		sum.Missed += c.Missed
@@ -69,5 +73,5 @@ func readCounters(m *ebpf.Map) (Counters, error) {
 		sum.PeerNames += c.PeerNames
 		sum.BindRefused += c.BindRefused
 	}
-	return sum, nil
+	return sum
 }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// stressConnects is enough to see a hand-over that is keyed by addresses and ports alone go wrong within a second.
+const stressConnects = 40000
+
+// TestAbortedConnections: clients reset half of their connections at once and use the same few source ports again and again, while the ACKs of
+// the pod's are handled on other CPUs. Every connection that lives has its own destination, and none has no destination.
+func TestAbortedConnections(t *testing.T) {
+	l := newLab(t)
+	l.addPod()
+	k, s := l.ready()
+	spreadPackets(t, "pod")
+
+	const destinations = 64
+	var targets []Target
+	for i := range destinations {
+		targets = append(targets, Target{netip.AddrFrom4([4]byte{10, 99, 1, byte(i)}), "edge", Online})
+	}
+	must(t, k.SetTargets(targets))
+
+	var lived, aborted, busy atomic.Int64
+	run := func(ns netns.NsHandle, source netip.Addr, worker int) {
+		in(ns, func() {
+			random := rand.New(rand.NewPCG(1, uint64(worker)))
+			for i := range stressConnects / 4 {
+				dst := netip.AddrPortFrom(targets[random.IntN(destinations)].Addr, edgePort)
+				from := netip.AddrPortFrom(source, uint16(20000+worker*100+i%8))
+				switch err := stressOne(from, dst, i%2 == 0); {
+				case err == nil && i%2 == 0:
+					aborted.Add(1)
+				case err == nil:
+					lived.Add(1)
+				case errors.Is(err, unix.EADDRINUSE), errors.Is(err, unix.EADDRNOTAVAIL):
+					busy.Add(1) // the port's last connection is not quite gone
+				default:
+					t.Errorf("%s to %s: %v", from, dst, err)
+					return
+				}
+			}
+		})
+	}
+	var wg sync.WaitGroup
+	for worker := range 2 {
+		wg.Go(func() { run(l.host, netip.AddrFrom4([4]byte{127, 0, 0, 1}), worker) })
+		wg.Go(func() { run(l.pod, pod4, worker+2) })
+	}
+	wg.Wait()
+	s.stop()
+	c := stats(t, k)
+	t.Logf("%d lived, %d were aborted, %d found their port busy; redirected %d, handed over %d, accepted %d", lived.Load(), aborted.Load(), busy.Load(),
+		c.RedirectedHost4+c.RedirectedPod4, c.HandedOverHost+c.HandedOverPod, c.AcceptedHost+c.AcceptedPod)
+	if lived.Load() < stressConnects/4 {
+		t.Error("too few connections lived to prove anything")
+	}
+	if n := s.unknown.Load(); n != 0 || c.AcceptedUnknown != 0 || c.AcceptFailed != 0 || c.HandOverFailed != 0 {
+		t.Errorf("%d connections without an origin; counted %d unknown, %d and %d failed", n, c.AcceptedUnknown, c.AcceptFailed, c.HandOverFailed)
+	}
+}
+
+var errWrongDestination = errors.New("arrived with another connection's destination")
+
+func stressOne(from, dst netip.AddrPort, abort bool) error {
+	client, err := newSocket(unix.AF_INET, 0)
+	if err != nil {
+		return err
+	}
+	defer client.close()
+	linger := unix.Linger{Onoff: 1} // closing is a reset, and leaves no TIME_WAIT
+	err = errors.Join(
+		unix.SetsockoptInt(int(client), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptLinger(int(client), unix.SOL_SOCKET, unix.SO_LINGER, &linger))
+	if err == nil {
+		err = unix.Bind(int(client), sockaddr(unix.AF_INET, from))
+	}
+	if err == nil {
+		err = client.connect(unix.AF_INET, dst)
+	}
+	if err != nil || abort {
+		return err
+	}
+	got, err := client.answer()
+	if err == nil && got != dst.String() {
+		err = errWrongDestination
+	}
+	return err
+}
+
+// spreadPackets makes all CPUs handle the packets of a device.
+func spreadPackets(t *testing.T, device string) {
+	t.Helper()
+	sys := t.TempDir() // the sysfs of this network namespace
+	must(t, unix.Mount("sysfs", sys, "sysfs", 0, ""))
+	defer func() { must(t, unix.Unmount(sys, unix.MNT_DETACH)) }()
+	must(t, os.WriteFile(filepath.Join(sys, "class/net", device, "queues/rx-0/rps_cpus"), []byte("3"), 0))
+}
