@@ -337,7 +337,12 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if exists(dir) || exists(cgroup) {
 		t.Errorf("%s or %s still exists", dir, cgroup)
 	}
-	if after := leftovers(t); after != before {
+	after := leftovers(t)
+	// A thread ends a moment after its last goroutine.
+	for deadline := time.Now().Add(5 * time.Second); after != before && time.Now().Before(deadline); after = leftovers(t) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 }
@@ -364,8 +369,18 @@ func leftovers(t *testing.T) string {
 		t.Fatal(err)
 	}
 	// Other labs of this machine mount and unmount as they like.
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entered := map[string]bool{}
+	for _, thread := range threads {
+		if to, err := os.Readlink(thread); err == nil {
+			entered[to] = true
+		}
+	}
 	mine := bytes.Count(mounts, []byte("/"+prefix)) - foreign(mounts)
-	return fmt.Sprintf("%d mounts, %d namespaces, %d links", mine, namespaces, len(links))
+	return fmt.Sprintf("%d mounts, %d namespaces open, %d entered, %d links", mine, namespaces, len(entered), len(links))
 }
 
 // foreign counts the mounts of labs whose lock somebody else holds.

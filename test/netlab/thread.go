@@ -7,6 +7,7 @@ import (
 	"runtime"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // thread is an operating system thread that lives in a node's namespaces and starts the node's processes: a child
@@ -23,22 +24,38 @@ func newThread(enter func() error) (*thread, error) {
 	entered := make(chan error)
 	go func() {
 		defer close(t.done)
-		// Never unlocked: Go then ends the thread with the goroutine instead of using it for others.
-		runtime.LockOSThread()
-		err := enter()
-		entered <- err
-		if err != nil {
-			return
-		}
-		for f := range t.work {
-			f()
-		}
+		t.live(enter, entered)
 	}()
 	if err := <-entered; err != nil {
 		<-t.done
 		return nil, err
 	}
 	return t, nil
+}
+
+func (t *thread) live(enter func() error, entered chan<- error) {
+	runtime.LockOSThread()
+	// The process's first thread cannot end: it would keep the namespaces, and /proc/self would show them to everybody.
+	// While this goroutine holds it, another one gets another thread.
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			t.live(enter, entered)
+		}()
+		<-ended
+		return
+	}
+	// Never unlocked: Go then ends the thread with the goroutine instead of using it for others.
+	err := enter()
+	entered <- err
+	if err != nil {
+		return
+	}
+	for f := range t.work {
+		f()
+	}
 }
 
 // do runs f on the thread and waits for it.

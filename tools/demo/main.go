@@ -41,6 +41,7 @@ func exitStatus(ctx context.Context, err error) int {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		return 1
 	}
+	fmt.Println("Everything was removed: namespaces, cgroups, mounts, BPF programs, processes.")
 	return 0
 }
 

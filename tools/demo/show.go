@@ -24,6 +24,7 @@ func (s *story) title(text string) {
 // command is one thing typed at a node's prompt.
 type command struct {
 	args  []string
+	only  string // show the lines that begin with this
 	lines int    // of output to show; 0: ten
 	want  string // must be in the output
 	fails bool   // must end with a status other than 0
@@ -41,7 +42,7 @@ func (s *story) show(node *netlab.Node, c command) (string, time.Duration, error
 	raw, err := cmd.CombinedOutput()
 	took := time.Since(start)
 	text := strings.TrimRight(string(raw), "\n")
-	s.print(text, c.lines)
+	s.print(text, c.only, c.lines)
 
 	switch {
 	case s.ctx.Err() != nil:
@@ -56,20 +57,31 @@ func (s *story) show(node *netlab.Node, c command) (string, time.Duration, error
 	return text, took, nil
 }
 
-// print shows the first lines of some output, indented.
-func (s *story) print(text string, limit int) {
+// print shows some output, indented: the lines that begin with prefix, and no more than limit of them.
+func (s *story) print(text, prefix string, limit int) {
 	if limit == 0 {
 		limit = 10
 	}
-	lines := strings.Split(text, "\n")
-	for i, line := range lines {
-		if i == limit {
-			fmt.Fprintf(s.out, "    … %d more lines\n", len(lines)-limit)
-			return
+	left := 0
+	for line := range strings.SplitSeq(text, "\n") {
+		switch {
+		case limit == 0 || !strings.HasPrefix(line, prefix):
+			left++
+		case len(line) > width:
+			fmt.Fprintf(s.out, "    %s…\n", line[:width])
+			limit--
+		default:
+			fmt.Fprintf(s.out, "    %s\n", line)
+			limit--
 		}
-		fmt.Fprintf(s.out, "    %s\n", line)
+	}
+	if left > 0 {
+		fmt.Fprintf(s.out, "    (%d lines more)\n", left)
 	}
 }
+
+// width is where long lines end.
+const width = 140
 
 // shellLine is the command as it would be typed.
 func shellLine(args []string) string {
