@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what edge-tunnel costs ("make bench") and writes docs/PERFORMANCE.md. Speed is told as a ratio to
+// something measured in the same run, because the machine is never quiet and never the reader's.
+//
+// The suite "datapath" runs four paths side by side, each with its near and its far end in processes of their own:
+//
+//	direct       client ─────────────────────────────────────────────► service
+//	tls          client ─► relay ── TLS connection for each one ──► relay ─► service
+//	yamux        client ─► relay ── yamux defaults over one TLS ──► relay ─► service
+//	edge-tunnel  client ─► kernel hook, tunnel-server ── tunnel ──► tunnel-agent ─► service
+//	             └────────── node "cloud" ─────────┘  veth, bridge  └──── node "edge" ────┘
+//
+// The suite "hook" lets the kernel's own statistics tell what the eBPF programs cost, less what an empty program at the same
+// hook costs in the same run.
+//
+// Read it in this order:
+//
+//	main.go        flags, the way out
+//	suite.go       what a run is, what is written about it
+//	datapath.go    the paths' processes and the order of measuring
+//	work.go        what is measured on each path
+//	client.go, service.go, relay.go, mux.go    the processes, all of them this program again
+//	hook.go        the hook suite; hookprobe.go is its process
+//	page.go        docs/PERFORMANCE.md; bars.go has the goals
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
+)
+
+// roles are the processes of a run.
+func roles() netlab.Helpers {
+	return netlab.Helpers{
+		"client":     clientMain,
+		"service":    serviceMain,
+		"tls-near":   tlsNearMain,
+		"tls-far":    tlsFarMain,
+		"yamux-near": muxNearMain,
+		"yamux-far":  muxFarMain,
+		"hookprobe":  hookProbeMain,
+	}
+}
+
+func main() {
+	roles().Run()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err := run(ctx, os.Stdout, os.Stderr, os.Args[1:])
+	interrupted := ctx.Err() != nil
+	stop()
+	switch {
+	case interrupted:
+		fmt.Fprintln(os.Stderr, "interrupted: everything was removed, nothing was written")
+		os.Exit(130)
+	case errors.Is(err, flag.ErrHelp):
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+// options is the parsed command line.
+type options struct {
+	bin     string   // folder of the built programs
+	out     string   // folder of the page; empty: print only
+	suites  []string // names
+	quick   bool
+	rounds  int
+	profile string // folder for CPU profiles instead of measurements
+	progress
+}
+
+// progress is where a run says what it is doing.
+type progress struct{ w io.Writer }
+
+func (p progress) say(format string, args ...any) { fmt.Fprintf(p.w, format+"\n", args...) }
+
+func run(ctx context.Context, out, errOut io.Writer, args []string) error {
+	o := options{progress: progress{errOut}}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(errOut)
+	flags.StringVar(&o.bin, "bin", "bin", "folder of the built programs")
+	flags.StringVar(&o.out, "out", "", `folder of PERFORMANCE.md and performance.json (default "docs", or with -quick none: printed only)`)
+	flags.BoolVar(&o.quick, "quick", false, "few repetitions: shows that everything works, the numbers mean little")
+	flags.IntVar(&o.rounds, "rounds", 0, "rounds over all paths (default 7, with -quick 1)")
+	flags.StringVar(&o.profile, "profile", "", "write CPU profiles of tunnel-server and tunnel-agent for each work into this folder; measure nothing")
+	suites := flags.String("suite", strings.Join(suiteNames(), ","), "suites to run")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	o.suites = strings.Split(*suites, ",")
+	for _, name := range o.suites {
+		if !slices.Contains(suiteNames(), name) {
+			return fmt.Errorf("there is no suite %q; there are: %s", name, strings.Join(suiteNames(), ", "))
+		}
+	}
+	if o.rounds == 0 {
+		o.rounds = 7
+		if o.quick {
+			o.rounds = 1
+		}
+	}
+	if o.out == "" && !o.quick {
+		o.out = "docs"
+	}
+	if o.rounds < 1 || flags.NArg() > 0 {
+		return errors.New("-rounds has to be positive, and there are no arguments")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the benchmarks make network namespaces and load BPF: run them as root")
+	}
+	if o.profile != "" {
+		return profileAll(ctx, o)
+	}
+	return measure(ctx, out, o)
+}
