@@ -2,15 +2,14 @@
 
 package main
 
-import "github.com/edge-tunnel/edge-tunnel/pkg/admin"
+import (
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
+	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
+)
 
 // metrics are all metrics of the agent. They are pulled from the parts when somebody asks.
 func (a *app) metrics() []admin.Metric {
 	tun, conns, id, net := a.agent.Stats(), a.handler.Stats(), a.store.Stats(), a.network.watcher.Stats()
-	var loadFailures uint64
-	for _, set := range id.Sets {
-		loadFailures += set.Failures
-	}
 	return []admin.Metric{
 		admin.GaugeBy("edge_tunnel_agent_tunnels", "Tunnels to servers, by state; retired ones only finish their streams.", "state",
 			map[string]int{"up": tun.Tunnels, "retired": tun.Retired}),
@@ -32,7 +31,7 @@ func (a *app) metrics() []admin.Metric {
 			map[string]int64{"sent": conns.Sent, "received": conns.Received}),
 
 		admin.Gauge("edge_tunnel_agent_certificate_expiry_timestamp_seconds", "When the node's certificate ends, in Unix time.", id.Self.NotAfter.Unix()),
-		admin.Counter("edge_tunnel_agent_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", loadFailures),
+		admin.Counter("edge_tunnel_agent_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 		admin.Counter("edge_tunnel_agent_network_failures_total", "Failed looks at the node's network.", net.Failures),
 	}
 }

@@ -6,15 +6,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
-	"log/slog"
 	"net"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
@@ -38,7 +36,7 @@ func run(ctx context.Context, env cli.Env) error {
 	if err := network.look(ctx); err != nil {
 		return err
 	}
-	adminLn, err := listenAdmin(ctx, o.admin)
+	adminLn, err := daemon.Listen(ctx, "--admin", o.admin)
 	if err != nil {
 		return err
 	}
@@ -113,7 +111,7 @@ func run(ctx context.Context, env cli.Env) error {
 	group.Go(func() error { return agent.Run(services) })
 	group.Go(func() error { return adminServer.Serve(services, adminLn) })
 	group.Go(func() error { return control.Serve(services, controlLn) })
-	group.Go(func() error { reload(services, env.Reload, store, log); return nil })
+	group.Go(func() error { daemon.Reload(services, env.Reload, store, log); return nil })
 	group.Go(func() error { renew(services, store, agent); return nil })
 	group.Go(func() error {
 		defer stop()
@@ -132,44 +130,10 @@ func run(ctx context.Context, env cli.Env) error {
 	return group.Wait()
 }
 
-// listenAdmin listens on the admin address.
-func listenAdmin(ctx context.Context, address string) (net.Listener, error) {
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	ln, err := lc.Listen(ctx, "tcp", address)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, cli.WithHint(fmt.Errorf("admin address %s is in use", address), "is another tunnel-agent running? --admin ADDR:PORT chooses another address")
-	case err != nil:
-		return nil, cli.WithHint(fmt.Errorf("listen on the admin address: %w", err), "--admin ADDR:PORT needs an address of this node")
-	}
-	return ln, nil
-}
-
 // maxConns is how many connections the limit of open files has room for: one each, and a quarter for everything else.
 func maxConns() int {
 	const most = 8192
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return most
-	}
-	return int(max(16, min(most, files.Cur*3/4)))
-}
-
-// reload reads certificates and deny file when SIGHUP asks for it. What cannot be read keeps its last good state.
-func reload(ctx context.Context, asked <-chan struct{}, store *identity.Store, log *slog.Logger) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-asked:
-		}
-		if err := store.Reload(); err != nil {
-			log.Error("reload failed, the last good files stay in use", "err", err)
-		} else {
-			log.Info("reloaded")
-		}
-	}
+	return int(max(16, min(most, daemon.OpenFiles(most)*3/4)))
 }
 
 // renew has the tunnels judged and made again when certificates or deny file have changed.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
@@ -31,7 +32,7 @@ type app struct {
 
 // conditions are what readiness is made of.
 func (a *app) conditions() []admin.Condition {
-	return []admin.Condition{a.tunnelCondition(), a.certificateCondition(), {
+	return []admin.Condition{a.tunnelCondition(), daemon.CertificateCondition(a.store.Stats()), {
 		Name: "accepting", OK: a.life.Err() == nil, Reason: "the agent is stopping",
 	}}
 }
@@ -51,17 +52,6 @@ func (a *app) tunnelCondition() admin.Condition {
 	return admin.Condition{Name: "tunnel", Reason: "no tunnel is up (" + strings.Join(problems, "; ") + ")"}
 }
 
-func (a *app) certificateCondition() admin.Condition {
-	stats := a.store.Stats()
-	switch {
-	case time.Now().After(stats.Self.NotAfter):
-		return admin.Condition{Name: "certificate", Reason: "expired on " + stats.Self.NotAfter.Format(time.DateTime)}
-	case stats.Untrusted != "":
-		return admin.Condition{Name: "certificate", Reason: stats.Untrusted}
-	}
-	return admin.Condition{Name: "certificate", OK: true}
-}
-
 func (a *app) status() admin.Status {
 	conditions := a.conditions()
 	stats := a.store.Stats()
@@ -73,24 +63,11 @@ func (a *app) status() admin.Status {
 		Role: admin.RoleAgent, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: a.started,
 		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: a.life.Err() != nil,
 		Tunnels: a.agent.Stats().Tunnels, Connections: a.handler.Stats().Open,
-		Certificate: admin.Certificate{
-			Name: stats.Self.Name, Serial: stats.Self.Serial, NotAfter: stats.Self.NotAfter, Error: loadErrors(stats),
-		},
+		Certificate: daemon.CertificateView(stats),
 		Agent: &admin.AgentStatus{
 			Servers: a.options.servers, Addrs: a.network.addrs(), LocalhostPorts: a.options.loopbackPorts, Allow: rules,
 		},
 	}
-}
-
-// loadErrors says why files could not be loaded again.
-func loadErrors(s identity.Stats) string {
-	var errs []string
-	for _, set := range s.Sets {
-		if set.Error != "" {
-			errs = append(errs, set.Error)
-		}
-	}
-	return strings.Join(errs, "; ")
 }
 
 func (a *app) tunnels() []admin.Tunnel {

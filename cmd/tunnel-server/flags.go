@@ -6,10 +6,10 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 )
 
@@ -69,33 +69,33 @@ func parse(env cli.Env) (options, error) {
 	}
 
 	tls := flags.Group("Identity")
-	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `file` with the CAs that sign agents and servers.")
-	tls.StringVar(&o.files.Cert, "cert", "", "PEM `file` with this server's certificate.")
-	tls.StringVar(&o.files.Key, "key", "", "PEM `file` with its key, mode 0600.")
-	tls.StringVar(&o.files.Deny, "deny-file", "", "`file` with names and serial:HEX of certificates to refuse, one a line; watched.")
+	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `FILE` with the CAs that sign agents and servers.")
+	tls.StringVar(&o.files.Cert, "cert", "", "PEM `FILE` with this server's certificate.")
+	tls.StringVar(&o.files.Key, "key", "", "PEM `FILE` with its key, mode 0600.")
+	tls.StringVar(&o.files.Deny, "deny-file", "", "`FILE` with names and serial:HEX of certificates to refuse, one a line; watched.")
 	flags.Require("ca-cert", "cert", "key")
 
 	icept := flags.Group("Interception")
-	cli.PortsVar(icept, &o.ports, "tunneled-ports", "Destination `ports` to intercept on edge addresses, beside 10250 and 10255.")
-	cli.PrefixesVar(icept, &o.cidrs, "target-cidr", "Only addresses in these `ranges` can be edge addresses. Default: any that no rule forbids.")
+	cli.PortsVar(icept, &o.ports, "tunneled-ports", "Destination `PORT` to intercept on edge addresses, beside 10250 and 10255.")
+	cli.PrefixesVar(icept, &o.cidrs, "target-cidr", "Only addresses in these `CIDR` can be edge addresses. Default: any that no rule forbids.")
 	cli.ChoiceVar(icept, &o.hostOnly, "intercept", []cli.Choice[bool]{{Word: "all", Value: false}, {Word: "host", Value: true}},
 		"Whose connects: all processes of the node, or only those in the host's network namespace.")
-	icept.StringSliceVar(&o.optOut, "opt-out-cgroup", nil, "cgroup2 `folders` below --cgroup-root whose processes are never intercepted.")
-	cli.PortVar(icept, &o.redirectPort, "redirect-port", "First of the 8 `ports` that intercepted connections are redirected to.")
-	cli.AddrsVar(icept, &o.nodeIPs, "node-ip", "`addresses`, one for each family, at which the node's pods reach this server."+
+	icept.StringSliceVar(&o.optOut, "opt-out-cgroup", nil, "cgroup2 `DIR` below --cgroup-root whose processes are never intercepted.")
+	cli.PortVar(icept, &o.redirectPort, "redirect-port", "First of the 8 `PORT` that intercepted connections are redirected to.")
+	cli.AddrsVar(icept, &o.nodeIPs, "node-ip", "`IP`, one for each family, at which the node's pods reach this server."+
 		" Default: the source addresses of the default routes, followed when they change.")
 
 	tun := flags.Group("Tunnels and connections")
-	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "`address` where agents log in.")
+	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "`ADDR` where agents log in.")
 	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit.")
 	tun.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
 
 	host := flags.Group("Host")
-	cli.ListenVar(host, &o.admin, "admin", "`address` for health, metrics and read-only state.")
-	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl (`path`).")
-	host.StringVar(&o.stateDir, "state-dir", "", "`folder` that remembers edge nodes across reboots. Default: only the kernel's maps remember, until a reboot.")
-	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "Where the BPF file system is mounted (`folder`).")
-	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "cgroup2 `folder` to attach to. Default: the root of the mounted hierarchy.")
+	cli.ListenVar(host, &o.admin, "admin", "`ADDR` for health, metrics and read-only state.")
+	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl (`PATH`).")
+	host.StringVar(&o.stateDir, "state-dir", "", "`DIR` that remembers edge nodes across reboots. Default: only the kernel's maps remember, until a reboot.")
+	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "Where the BPF file system is mounted (`DIR`).")
+	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "cgroup2 `DIR` to attach to. Default: the root of the mounted hierarchy.")
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
 
 	cli.LogVar(flags.Group("Logging"), &o.log)
@@ -148,9 +148,5 @@ func (o *options) connections() int {
 	if o.maxConns > 0 {
 		return o.maxConns
 	}
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return 1024
-	}
-	return int(max(16, min(most, files.Cur/2)))
+	return int(max(16, min(most, daemon.OpenFiles(2048)/2)))
 }

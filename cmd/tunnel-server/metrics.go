@@ -3,6 +3,7 @@
 package main
 
 import (
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
@@ -11,10 +12,6 @@ import (
 // metrics are all metrics of the server. They are pulled from the parts, and from the kernel's maps, when somebody asks.
 func (s *server) metrics() []admin.Metric {
 	tun, conns, id, known, g := s.tunnels.Stats(), s.conns.Stats(), s.ids.Stats(), s.known.Status(), s.guard.state()
-	var loadFailures uint64
-	for _, set := range id.Sets {
-		loadFailures += set.Failures
-	}
 	list := []admin.Metric{
 		admin.GaugeBy("edge_tunnel_tunnels", "Tunnels of agents, by state; retired ones only finish their streams.", "state",
 			map[string]int{"up": tun.Active, "retired": tun.Retired, "pending": tun.Pending}),
@@ -48,7 +45,7 @@ func (s *server) metrics() []admin.Metric {
 		admin.GaugeBy("edge_tunnel_ready", "1 for each condition of readiness that holds.", "condition", s.readiness()),
 		admin.Counter("edge_tunnel_programs_reattached_total", "Times that the programs were attached again, because they were gone or not last.", g.repaired),
 		admin.Gauge("edge_tunnel_certificate_expiry_timestamp_seconds", "When the server's certificate ends, in Unix time.", id.Self.NotAfter.Unix()),
-		admin.Counter("edge_tunnel_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", loadFailures),
+		admin.Counter("edge_tunnel_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 	}
 	list = append(list, byNode(conns.Nodes)...)
 	if counters, err := s.kernel.Stats(); err == nil {

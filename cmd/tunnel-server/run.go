@@ -6,16 +6,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/hostnet"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
@@ -49,12 +48,12 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer kernel.Close()
-	tunnelLn, err := listen(ctx, "--listen-tunnel", o.listenTunnel)
+	tunnelLn, err := daemon.Listen(ctx, "--listen-tunnel", o.listenTunnel)
 	if err != nil {
 		return err
 	}
 	defer tunnelLn.Close()
-	adminLn, err := listen(ctx, "--admin", o.admin)
+	adminLn, err := daemon.Listen(ctx, "--admin", o.admin)
 	if err != nil {
 		return err
 	}
@@ -177,7 +176,7 @@ func run(ctx context.Context, env cli.Env) error {
 	frontGroup.Go(func() error { return control.Serve(front, controlLn) })
 	group.Go(func() error { return ids.Run(services) })
 	group.Go(func() error { return tunnels.Serve(services, tunnelLn) })
-	group.Go(func() error { reload(services, env.Reload, ids, log); return nil })
+	group.Go(func() error { daemon.Reload(services, env.Reload, ids, log); return nil })
 	group.Go(func() error { recheck(services, ids, tunnels, log); return nil })
 	group.Go(func() error {
 		defer stop()
@@ -257,36 +256,6 @@ func isCanary(a netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// listen opens a listener of the daemon's own.
-func listen(ctx context.Context, flag, address string) (net.Listener, error) {
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // plain sockets: nothing here needs more
-	ln, err := lc.Listen(ctx, "tcp", address)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, cli.WithHint(fmt.Errorf("%s: %s is in use", flag, address), "something else has the port (ss -ltnp shows it); "+flag+" chooses another")
-	case err != nil:
-		return nil, cli.WithHint(fmt.Errorf("%s: %w", flag, err), "it needs an address of this host, or none, as in :10262")
-	}
-	return ln, nil
-}
-
-// reload reads certificates and deny file when SIGHUP asks for it. What cannot be read keeps its last good state.
-func reload(ctx context.Context, asked <-chan struct{}, ids *identity.Store, log *slog.Logger) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-asked:
-		}
-		if err := ids.Reload(); err != nil {
-			log.Error("reload failed, the last good files stay in use", "err", err)
-		} else {
-			log.Info("reloaded")
-		}
-	}
 }
 
 // recheck judges the open tunnels again when certificates, CA bundle or deny file have changed.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
@@ -54,31 +55,14 @@ func (s *server) conditions() []admin.Condition {
 		condition("pods", g.pods),
 		condition("listeners", s.network.err()),
 		s.targets.condition(),
-		s.certificateCondition(),
+		daemon.CertificateCondition(s.ids.Stats()),
 		{Name: "accepting", OK: s.life.Err() == nil, Reason: "the server is stopping"},
 	}
-}
-
-func (s *server) certificateCondition() admin.Condition {
-	stats := s.ids.Stats()
-	switch {
-	case time.Now().After(stats.Self.NotAfter):
-		return condition("certificate", fmt.Errorf("expired on %s", stats.Self.NotAfter.Format(time.DateTime)))
-	case stats.Untrusted != "":
-		return condition("certificate", fmt.Errorf("%s", stats.Untrusted))
-	}
-	return condition("certificate", nil)
 }
 
 func (s *server) status() admin.Status {
 	conditions := s.conditions()
 	stats := s.ids.Stats()
-	var loadErrors []string
-	for _, set := range stats.Sets {
-		if set.Error != "" {
-			loadErrors = append(loadErrors, set.Error)
-		}
-	}
 	mode := "all"
 	if s.options.hostOnly {
 		mode = "host"
@@ -87,9 +71,7 @@ func (s *server) status() admin.Status {
 		Role: admin.RoleServer, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: s.started,
 		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: s.life.Err() != nil,
 		Tunnels: s.tunnels.Stats().Active, Connections: s.conns.Stats().Open,
-		Certificate: admin.Certificate{
-			Name: stats.Self.Name, Serial: stats.Self.Serial, NotAfter: stats.Self.NotAfter, Error: strings.Join(loadErrors, "; "),
-		},
+		Certificate: daemon.CertificateView(stats),
 		Server: &admin.ServerStatus{
 			Listen: s.listen.String(), Intercept: mode, NodeAddrs: s.network.addrs(),
 			RedirectPorts: s.kernel.RedirectPorts(), TunneledPorts: s.kernel.TunneledPorts(),
