@@ -51,13 +51,13 @@ snapshot() {
 	git ls-files -z --cached --others --exclude-standard | xargs -0 sha256sum 2>/dev/null | sort -k 2
 }
 
-# Its database is not to be had from everywhere.
+# Needs a copy of the Go vulnerability database, such as VULNDB=file:///srv/vulndb: a check that asks a network is not repeatable.
 vulnerabilities() {
-	if ! $RUN curl --silent --fail --max-time 5 --output /dev/null https://vuln.go.dev/index/db.json; then
-		echo "        (known vulnerabilities not checked: vuln.go.dev cannot be reached)"
+	if [ -z "${VULNDB:-}" ]; then
+		echo "        (known vulnerabilities not checked: VULNDB names no database)"
 		return 0
 	fi
-	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 ./...
+	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db "$VULNDB" ./...
 }
 
 check "gofmt -s" formatted
@@ -67,7 +67,7 @@ check "import directions" go run ./tools/importcheck
 check "headers and leftovers" go run ./tools/sourcecheck
 check "shellcheck" scripts
 check "generated files" generated
-check "golangci-lint" "$GOLANGCI" run
+check "golangci-lint" "$GOLANGCI" run --allow-parallel-runners
 check "govulncheck" vulnerabilities
 
 [ ${#failed[@]} -eq 0 ] && exit 0
