@@ -22,6 +22,10 @@ TEST     ?=
 KERNELS  ?= 5.10 6.1 6.12
 FUZZTIME ?= 5s
 
+# What "make bench" can be narrowed to: SUITE=datapath or SUITE=hook. BENCH=-quick shows that it works and writes nothing.
+SUITE ?=
+BENCH ?=
+
 CACHE    := $(or $(EDGE_TUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-tunnel)
 GOLANGCI := $(CACHE)/golangci-lint-$(shell sed -n 's|.*golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/lint/go.mod)
 
@@ -65,7 +69,8 @@ fuzz: deps ## every fuzz target for FUZZTIME (5s)
 	@$(RUN) tools/fuzz.sh $(FUZZTIME) $(PKG)
 
 bench: deps build ## benchmarks, written to docs/PERFORMANCE.md; needs root and a quiet machine
-	@$(RUN) go run ./test/bench -bin $(BIN)
+	@go build -o $(BIN)/ ./test/bench
+	@$(RUN) $(BIN)/bench -bin $(BIN) $(if $(SUITE),-suite $(SUITE)) $(BENCH)
 
 demo: deps build ## the 60-second demo: a cloud node, a pod, a NAT router and an edge node; needs root
 	@go build -o $(BIN)/ ./tools/demo

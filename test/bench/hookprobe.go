@@ -208,13 +208,14 @@ func (p *probe) cases() []probeCase {
 	}
 	for _, n := range []int{10, 100, 1000, 10000, 65536} {
 		all = append(all,
-			probeCase{program: "connect4", name: "miss: no target", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1<<16)},
+			probeCase{program: "connect4", name: "miss: one address, no target", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1)},
+			probeCase{program: "connect4", name: "miss: random addresses, no targets", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1<<16)},
 			probeCase{program: "connect4", name: "hit", targets: n, addr: edge4, counted: hit4, dst: among(edge4, n), also: "sock_ops"})
 	}
 	return append(all,
 		probeCase{program: "connect4", name: "refused: offline", targets: 1000, addr: edge4, state: redirect.Offline, counted: offline,
 			dst: among(edge4, 1000), fails: unix.EHOSTUNREACH},
-		probeCase{program: "connect6", name: "miss: no target", miss: true, targets: 10, addr: edge6, counted: missed,
+		probeCase{program: "connect6", name: "miss: one address, no target", miss: true, targets: 10, addr: edge6, counted: missed,
 			dst: func() netip.AddrPort { return netip.AddrPortFrom(netip.IPv6Loopback(), hookPort) }},
 		probeCase{program: "connect6", name: "hit", targets: 10, addr: edge6, counted: hit6, dst: among(edge6, 10)},
 		probeCase{program: "connect6", name: "hit", targets: 65536, addr: edge6, counted: hit6, dst: among(edge6, 65536)},

@@ -38,7 +38,7 @@ func works(quick bool) []work {
 		return all
 	}
 	for i, w := range all {
-		all[i].Count = max(w.Count/16, w.Conns)
+		all[i].Count = max(w.Count/64, w.Conns)
 	}
 	return all
 }

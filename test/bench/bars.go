@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import "fmt"
+
+// bar is a goal for edge-tunnel, as a ratio to another path or as a number.
+type bar struct {
+	against string // path
+	limit   float64
+	atLeast bool // else: at most
+}
+
+// bars are those of the data path. Works that are not named have none yet.
+func bars(k kind) []bar {
+	switch k {
+	case connects:
+		return []bar{{muxPath, 1.3, false}}
+	case down, up:
+		return []bar{{tlsPath, 0.75, true}, {muxPath, 1, true}}
+	}
+	return nil
+}
+
+// The bars of the hook.
+var (
+	missBar    = bar{limit: 100}  // nanoseconds of a connect() that is nobody's business
+	refusalBar = bar{limit: 1000} // microseconds, 99th percentile
+)
+
+func (b bar) text() string {
+	if b.atLeast {
+		return fmt.Sprintf("≥ %.2f", b.limit)
+	}
+	return fmt.Sprintf("≤ %.2f", b.limit)
+}
+
+func (b bar) met(value float64) bool {
+	if b.atLeast {
+		return value >= b.limit
+	}
+	return value <= b.limit
+}
+
+// judge says whether the median meets the bar, and if the rounds disagree, how many of them do.
+func (b bar) judge(rounds []float64) string {
+	verdict := "**missed**"
+	if b.met(spreadOf(rounds).Median) {
+		verdict = "met"
+	}
+	held := 0
+	for _, value := range rounds {
+		if b.met(value) {
+			held++
+		}
+	}
+	if held > 0 && held < len(rounds) {
+		verdict += fmt.Sprintf(" (%d of %d rounds met it)", held, len(rounds))
+	}
+	return verdict
+}
