@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+)
+
+// programs builds the programs when the first test needs them, and returns the folder that they are in.
+var programs = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "et-e2e-")
+	if err != nil {
+		return "", err
+	}
+	// Nodes' processes may have other identities.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	args := []string{"build", "-o", dir + "/"}
+	if raceDetector() {
+		args = append(args, "-race")
+	}
+	for _, name := range []string{"tunnel-server", "tunnel-agent", "tunnelctl"} {
+		args = append(args, "github.com/edge-tunnel/edge-tunnel/cmd/"+name)
+	}
+	out, err := exec.Command("go", args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("build the programs: %w: %s", err, out)
+	}
+	return dir, err
+})
+
+// removePrograms is for the very end.
+func removePrograms() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "et-e2e-*"))
+	for _, dir := range dirs {
+		if mine, _ := programs(); mine == dir {
+			_ = os.RemoveAll(dir)
+		}
+	}
+}
+
+// raceDetector reports whether this test has it. The programs shall have it then, too.
+func raceDetector() bool {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return false
+	}
+	for _, s := range info.Settings {
+		if s.Key == "-race" {
+			return s.Value == "true"
+		}
+	}
+	return false
+}
+
+// raceStatus is how a program ends after a data race. The detector's own pause at each exit would make the tests slow.
+const (
+	raceStatus   = 66
+	raceVariable = "GORACE=halt_on_error=1 exitcode=66 atexit_sleep_ms=0"
+)
