@@ -44,7 +44,7 @@ build: ## static programs into bin/
 	@mkdir -p $(BIN)
 	@for main in cmd/tunnel*/; do \
 		[ -d "$$main" ] || continue; \
-		CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/ "./$$main"; \
+		CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags '-s -w' -o $(BIN)/ "./$$main"; \
 	done
 
 generate: deps ## compile bpf/ and regenerate the Go code that embeds it
