@@ -19,7 +19,7 @@ func newSocket(family, protocol int) (socket, error) {
 	if err != nil {
 		return -1, err
 	}
-	timeout := unix.NsecToTimeval(int64(5 * time.Second))
+	timeout := unix.NsecToTimeval(int64(patience))
 	return socket(fd), errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout))
@@ -35,13 +35,20 @@ func sockaddr(family int, addr netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: addr.Addr().As16(), Port: int(addr.Port())}
 }
 
+// patience is how long a test waits for what should happen at once.
+const patience = 5 * time.Second
+
 // connect connects, and waits for the end of it where the socket does not block.
 func (s socket) connect(family int, addr netip.AddrPort) error {
+	return s.connectWithin(patience, family, addr)
+}
+
+func (s socket) connectWithin(limit time.Duration, family int, addr netip.AddrPort) error {
 	err := unix.Connect(int(s), sockaddr(family, addr))
-	if !errors.Is(err, unix.EINPROGRESS) {
+	if !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EINTR) {
 		return err
 	}
-	if err := s.wait(unix.POLLOUT); err != nil {
+	if err := s.wait(unix.POLLOUT, limit); err != nil {
 		return err
 	}
 	code, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
@@ -51,12 +58,17 @@ func (s socket) connect(family int, addr netip.AddrPort) error {
 	return err
 }
 
-func (s socket) wait(events int16) error {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(s), Events: events}}, 5000)
-	if err == nil && n == 0 {
-		err = os.ErrDeadlineExceeded
+func (s socket) wait(events int16, limit time.Duration) error {
+	for deadline := time.Now().Add(limit); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s), Events: events}}, int(time.Until(deadline).Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR) && time.Now().Before(deadline):
+			continue
+		case err == nil && n == 0:
+			return os.ErrDeadlineExceeded
+		}
+		return err
 	}
-	return err
 }
 
 // dissolve undoes a connection: connect() to AF_UNSPEC.
@@ -72,8 +84,11 @@ func (s socket) answer() (string, error) {
 func (s socket) Read(p []byte) (int, error) {
 	for {
 		n, err := unix.Read(int(s), p)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if errors.Is(err, unix.EAGAIN) {
-			if err := s.wait(unix.POLLIN); err != nil {
+			if err := s.wait(unix.POLLIN, patience); err != nil {
 				return 0, err
 			}
 			continue
