@@ -29,7 +29,7 @@ type job struct {
 // payload is what is the same for every kernel: programs, certificates, jobs.
 type payload struct {
 	busybox string            // static
-	files   map[string]string // where in the machine: file here; executable
+	files   map[string]string // where in the machine: file here; only its owner, root, may read or run it
 	jobs    []job
 	limit   time.Duration // of one job
 }
@@ -58,7 +58,7 @@ func (p payload) writeInitramfs(ctx context.Context, w io.Writer, k kernel) erro
 		if err != nil {
 			return err
 		}
-		a.file(name, 0o755, content)
+		a.file(name, 0o700, content)
 	}
 	for i, j := range p.jobs {
 		a.file(fmt.Sprintf("/jobs/%02d-%s", i, j.name), 0o755, []byte("#!/bin/sh\nexec "+quote(j.args)+" 2>&1\n"))
@@ -122,7 +122,7 @@ const emulator = "qemu-system-x86_64"
 func (p payload) run(ctx context.Context, out io.Writer, k kernel, logs string, limit time.Duration) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	initramfs, err := os.CreateTemp(logs, k.version+"-*.cpio")
+	initramfs, err := os.Create(filepath.Join(logs, k.version+".cpio"))
 	if err != nil {
 		return err
 	}

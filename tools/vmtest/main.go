@@ -35,7 +35,8 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "folder of the built programs; logs go to kernels/ below it")
 	flag.StringVar(&o.cache, "cache", "", "folder that keeps the kernels")
 	flag.StringVar(&o.kernels, "kernels", "5.10 6.1 6.12", "versions to boot: 5.10, 6.1, 6.12")
-	flag.StringVar(&o.run, "run", "", "only the tests of this pattern, as in go test -run; leaves the daemons out")
+	flag.StringVar(&o.job, "job", "", "only this: redirect (the tests of pkg/redirect) or daemons (their scenario)")
+	flag.StringVar(&o.run, "run", "", "of the tests of pkg/redirect only these, a pattern as for go test -run")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "give up on one kernel after this time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -44,8 +45,9 @@ func main() {
 }
 
 type options struct {
-	bin, cache, kernels, run string
-	limit                    time.Duration
+	bin, cache, kernels string
+	job, run            string
+	limit               time.Duration
 }
 
 func exitStatus(ctx context.Context, err error) int {

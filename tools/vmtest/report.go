@@ -46,7 +46,7 @@ func (c *console) evidence() string {
 			fmt.Fprintf(&b, "-- %s\n%s", j.name, withoutSuccess(j.output))
 		}
 	}
-	if !c.done {
+	if len(c.last)+len(c.rest) > 0 && !c.done {
 		fmt.Fprintf(&b, "-- last words\n%s%s\n", c.last, c.rest)
 	}
 	return b.String()

@@ -42,5 +42,5 @@ done
 read -r tainted </proc/sys/kernel/tainted
 [ "$tainted" = 0 ] || dmesg
 say tainted "$tainted"
-say done
+say "done"
 poweroff -f
