@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -14,14 +15,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attach puts the programs of this process, with its maps, into force on all hooks, or leaves everything as it was.
+// Attach puts the programs of this process, with its maps, into force on all hooks, or leaves everything as it was. If it fails
+// where nothing was attached before, everything that it pinned is gone again: without a daemon behind them the programs would only
+// refuse connections.
 //
 // A pinned link is kept and its program swapped. There is no comparison with the program that it has: a swap is atomic, costs
 // nothing, and is right whatever was there. A link whose cgroup has died, or that is on another cgroup than the options say, is
 // replaced. Where other programs run after ours on a hook where ours has to be last, it is attached anew.
-func (k *Kernel) Attach() error {
+func (k *Kernel) Attach() (err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer func() {
+		if err != nil && k.first {
+			err = errors.Join(err, k.takeBack())
+			return
+		}
+		k.first = false
+	}()
 	group, err := openCgroup(k.opts.CgroupRoot)
 	if err != nil {
 		return err
@@ -40,14 +50,39 @@ func (k *Kernel) Attach() error {
 		return err
 	}
 
-	if k.netns == 0 {
-		if k.netns, err = k.learnNetns(); err != nil {
+	if k.netns.Load() == 0 {
+		netns, err := k.learnNetns()
+		if err != nil {
 			return err
 		}
-		k.config.HostNetns = k.netns
+		k.netns.Store(netns)
+		k.config.HostNetns = netns
 		return k.writeConfig()
 	}
 	return nil
+}
+
+// takeBack detaches and unpins everything. What redirects goes first, as in Cleanup.
+func (k *Kernel) takeBack() error {
+	var all []error
+	remove := func(path string) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			all = append(all, explain("remove "+path, err))
+		}
+	}
+	for _, h := range slices.Backward(hooks()) {
+		all = append(all, k.pins.detach(h.name))
+		remove(k.pins.linkPin(h.name))
+		if l := k.links[h.name]; l != nil {
+			all = append(all, l.Close())
+			delete(k.links, h.name)
+		}
+	}
+	for name := range mapSet(k.maps).names(k.spec) {
+		remove(k.pins.mapPin(name))
+		k.unpinned[name] = true
+	}
+	return errors.Join(all...)
 }
 
 func (k *Kernel) attachAll(group *cgroup) (err error) {

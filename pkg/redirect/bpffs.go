@@ -56,6 +56,30 @@ func (p pins) make() error {
 	return nil
 }
 
+// tidy removes the folders if nothing is pinned in them. Called with the lock held.
+func (p pins) tidy() error {
+	for _, dir := range []string{p.maps(), p.links(), p.staging(), p.version(), p.root()} {
+		err := unix.Rmdir(dir)
+		switch {
+		case errors.Is(err, unix.ENOTEMPTY):
+			return nil
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return explain("remove "+dir, err)
+		}
+	}
+	return nil
+}
+
+// noLinks tells whether no link is pinned, alive or dead.
+func (p pins) noLinks() bool {
+	for _, h := range hooks() {
+		if _, err := os.Lstat(p.linkPin(h.name)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
 // clearStaging removes what a process left behind that died halfway. Links there were attached but never in force officially.
 func (p pins) clearStaging() error {
 	left, err := os.ReadDir(p.staging())
@@ -92,9 +116,15 @@ const lockPoll = 50 * time.Millisecond
 // The lock lives as long as the file, which the caller closes; a process that dies gives it up.
 func (p pins) lock(ctx context.Context, waiting func()) (*os.File, error) {
 	for {
+		if err := os.MkdirAll(p.root(), 0o700); err != nil {
+			return nil, explain("make the pin folder", err)
+		}
 		dir, err := p.tryLock()
 		if err == nil {
 			return dir, nil
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed just now
 		}
 		if !errors.Is(err, ErrInUse) {
 			return nil, err
@@ -124,7 +154,7 @@ func (p pins) tryLock() (*os.File, error) {
 		}
 		return nil, explain("lock "+p.root(), err)
 	}
-	// A cleanup may have removed the folder between the two calls; then this lock excludes nobody.
+	// Its owner may have removed the folder between the two calls; then this lock excludes nobody.
 	mine, err := dir.Stat()
 	if err == nil {
 		var there os.FileInfo

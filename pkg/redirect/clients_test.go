@@ -222,8 +222,8 @@ func TestOldKernelLearnsNamespace(t *testing.T) {
 	k, _ := l.ready(func(o *Options) { o.noNetnsCookie = true })
 	want, err := hostNetns(Options{})
 	must(t, err)
-	if k.netns != want || want == 0 {
-		t.Errorf("learnt %d, the kernel says %d", k.netns, want)
+	if k.netns.Load() != want || want == 0 {
+		t.Errorf("learnt %d, the kernel says %d", k.netns.Load(), want)
 	}
 	if got, err := ask(dialer(), "tcp4", dst4.String()); got != dst4.String() {
 		t.Errorf("the server saw %q (%v)", got, err)

@@ -20,12 +20,13 @@ func (k *Kernel) initConfig() error {
 	if err != nil {
 		return err
 	}
-	k.netns, err = hostNetns(k.opts)
+	netns, err := hostNetns(k.opts)
 	if err != nil {
 		return err
 	}
-	if k.netns != 0 {
-		k.config.HostNetns = k.netns
+	k.netns.Store(netns)
+	if netns != 0 {
+		k.config.HostNetns = netns
 	}
 	k.config.Layout = layout
 	k.config.RedirectPort = k.opts.RedirectPort

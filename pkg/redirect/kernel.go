@@ -22,10 +22,11 @@ type Kernel struct {
 	pins  pins
 	lock  *os.File
 	spec  *ebpf.CollectionSpec
-	netns uint64 // cookie of the host's namespace; 0 until Attach has learnt it
+	netns atomic.Uint64 // cookie of the host's namespace; 0 until Attach has learnt it
 
-	// Set by Open and constant: the records of sockets.
-	sockets *ebpf.Map
+	// Set by Open and constant: the records of sockets, and the verdicts. Neither waits for mu, which a long list of targets holds
+	// for a while.
+	sockets, counters *ebpf.Map
 	// The pinned map of records that Attach will replace, or nil: until then the former programs guard the redirect ports, and have to
 	// know the listeners. formerMap stays open until Close, because somebody may be using it when former is reset.
 	former    atomic.Pointer[ebpf.Map]
@@ -36,6 +37,7 @@ type Kernel struct {
 	programs map[string]*ebpf.Program
 	unpinned map[string]bool      // maps that are new and not in force before Attach
 	links    map[string]link.Link // by hook; empty before Attach
+	first    bool                 // nothing was attached at Open, nor has Attach succeeded: what it does can be taken back, whole
 	config   kernelConfig
 	targets  map[netip.Addr]Target
 	ports    map[uint16]struct{}
@@ -68,9 +70,6 @@ func Open(ctx context.Context, opts Options) (_ *Kernel, err error) {
 	if err := k.pins.check(); err != nil {
 		return nil, err
 	}
-	if err := k.pins.make(); err != nil {
-		return nil, err
-	}
 	k.lock, err = k.pins.lock(ctx, func() {
 		k.log.Info("Waiting for another tunnel-server to give up the pinned programs", "path", k.pins.root())
 		opts.OnWait(k.pins.root())
@@ -78,12 +77,13 @@ func Open(ctx context.Context, opts Options) (_ *Kernel, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.pins.make(); err != nil { // once more: a cleanup may have come between
+	if err := k.pins.make(); err != nil {
 		return nil, err
 	}
 	if err := k.pins.clearStaging(); err != nil {
 		return nil, err
 	}
+	k.first = k.pins.noLinks()
 	if err := k.load(); err != nil {
 		return nil, err
 	}
@@ -96,7 +96,8 @@ func Open(ctx context.Context, opts Options) (_ *Kernel, err error) {
 	return k, nil
 }
 
-// Close lets go of the kernel's state for the next process. Nothing is detached or unpinned.
+// Close lets go of the kernel's state for the next process. Nothing is detached or unpinned; if nothing was pinned, because
+// Attach was never called or failed at the first start, no folder stays either.
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -118,7 +119,7 @@ func (k *Kernel) Close() error {
 		all = append(all, k.formerMap.Close())
 	}
 	if k.lock != nil {
-		all = append(all, k.lock.Close())
+		all = append(all, k.pins.tidy(), k.lock.Close())
 	}
 	return errors.Join(all...)
 }

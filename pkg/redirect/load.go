@@ -59,7 +59,7 @@ func (k *Kernel) load() error {
 		return explain("load the programs", err)
 	}
 	k.maps, k.programs = loaded.Maps, loaded.Programs
-	k.sockets = k.maps[kernelMapSockets]
+	k.sockets, k.counters = k.maps[kernelMapSockets], k.maps[kernelMapCounters]
 	for name := range pinned.names(spec) {
 		if reused[name] != nil {
 			continue

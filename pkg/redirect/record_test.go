@@ -180,7 +180,7 @@ func TestProcessIsNamed(t *testing.T) {
 	o := found.(Origin)
 	comm, err := os.ReadFile("/proc/self/comm")
 	must(t, err)
-	if o.PID != uint32(os.Getpid()) || o.UID != 0 || o.GID != 0 || o.Comm+"\n" != string(comm) || o.Cgroup != group.id || o.Host || o.Netns == k.netns || o.Netns == 0 {
+	if o.PID != uint32(os.Getpid()) || o.UID != 0 || o.GID != 0 || o.Comm+"\n" != string(comm) || o.Cgroup != group.id || o.Host || o.Netns == k.netns.Load() || o.Netns == 0 {
 		t.Errorf("origin %+v", o)
 	}
 }

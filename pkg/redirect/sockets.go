@@ -56,19 +56,13 @@ func (k *Kernel) Origin(conn *net.TCPConn) (Origin, error) {
 		Comm:   getString(rec.Origin.Comm[:]),
 		Cgroup: rec.Origin.Cgroup,
 		Netns:  rec.Origin.Netns,
-		Host:   rec.Origin.Netns == k.hostNetns(),
+		Host:   rec.Origin.Netns == k.netns.Load(),
 		Canary: rec.Origin.Canary != 0,
 	}
 	if o.Canary {
 		k.canary.arrived(rec.Origin.Canary, o)
 	}
 	return o, nil
-}
-
-func (k *Kernel) hostNetns() uint64 {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.config.HostNetns
 }
 
 // record reads the storage of a socket.

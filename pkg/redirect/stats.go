@@ -35,7 +35,7 @@ type Counters struct {
 
 // Stats reads the counters.
 func (k *Kernel) Stats() (Counters, error) {
-	return readCounters(k.maps[kernelMapCounters])
+	return readCounters(k.counters)
 }
 
 func readCounters(m *ebpf.Map) (Counters, error) {
