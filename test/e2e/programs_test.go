@@ -12,8 +12,18 @@ import (
 )
 
 // programs builds the programs when the first test needs them, and returns the folder that they are in.
-var programs = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "et-e2e-")
+var programs = sync.OnceValues(func() (string, error) { return buildPrograms(raceDetector()) })
+
+// plainPrograms are without the race detector, whatever the tests have: for tests that move gigabytes.
+var plainPrograms = sync.OnceValues(func() (string, error) {
+	if !raceDetector() {
+		return programs()
+	}
+	return buildPrograms(false)
+})
+
+func buildPrograms(race bool) (string, error) {
+	dir, err := os.MkdirTemp("", programsPrefix())
 	if err != nil {
 		return "", err
 	}
@@ -22,7 +32,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	args := []string{"build", "-o", dir + "/"}
-	if raceDetector() {
+	if race {
 		args = append(args, "-race")
 	}
 	for _, name := range []string{"tunnel-server", "tunnel-agent", "tunnelctl"} {
@@ -33,15 +43,16 @@ var programs = sync.OnceValues(func() (string, error) {
 		err = fmt.Errorf("build the programs: %w: %s", err, out)
 	}
 	return dir, err
-})
+}
+
+// programsPrefix is how the folders of this run are called.
+func programsPrefix() string { return fmt.Sprintf("et-e2e-%d-", os.Getpid()) }
 
 // removePrograms is for the very end.
 func removePrograms() {
-	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "et-e2e-*"))
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), programsPrefix()+"*"))
 	for _, dir := range dirs {
-		if mine, _ := programs(); mine == dir {
-			_ = os.RemoveAll(dir)
-		}
+		_ = os.RemoveAll(dir)
 	}
 }
 

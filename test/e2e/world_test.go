@@ -51,7 +51,7 @@ func newWorld(t *testing.T) *world {
 // program is the path of one of ours.
 func (w *world) program(name string) string { return filepath.Join(w.bin, name) }
 
-// ctl runs tunnelctl outside of all nodes, for certificates, and returns its output; see also [daemon.ctl].
+// ctl runs tunnelctl outside of all nodes, for certificates, and returns its output; see also [host.ctl].
 func (w *world) ctl(args ...string) string {
 	w.t.Helper()
 	cmd := exec.Command(w.program("tunnelctl"), args...)
@@ -218,10 +218,15 @@ type oneSite struct {
 // servicePort is tunneled by newSite, beside 10250 and 10255. Unlike these, it is not one of the agent's --localhost-proxy-ports.
 const servicePort = 9100
 
-// newSite makes one cloud node, one edge node behind a router, and starts both daemons; flags are the server's.
+// newSite makes a world with one cloud node, one edge node behind a router, and starts both daemons; flags are the server's.
 func newSite(t *testing.T, flags ...string) *oneSite {
 	t.Helper()
-	w := newWorld(t)
+	return newWorld(t).startSite(flags...)
+}
+
+// startSite is newSite in a world that is there already.
+func (w *world) startSite(flags ...string) *oneSite {
+	w.t.Helper()
 	s := &oneSite{world: w, cloud: w.cloud("cloud-1"), home: w.site("home")}
 	s.edge = s.home.edge("edge-1")
 	s.server = s.cloud.startServer(append([]string{"--tunneled-ports", fmt.Sprint(servicePort)}, flags...)...)

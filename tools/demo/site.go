@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,14 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/edge-tunnel/edge-tunnel/test/foreign"
 	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 const (
-	sshPort        = 22
 	exporterPort   = 9100
 	prometheusPort = 9090
 )
@@ -85,43 +83,21 @@ func (s *story) listening(node *netlab.Node, p *netlab.Process, port uint16) err
 	})
 }
 
-// startSSHD runs OpenSSH's server on the edge with a host key and a login key of its own. It adds no user and
-// reads no file of the machine's: inside the node, /etc and /run are the lab's.
+// startSSHD runs OpenSSH's server on the edge, with a host key and a login key of its own.
 func (s *story) startSSHD() error {
-	dir := s.path("ssh")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	for _, key := range []string{"host", "login"} {
-		if _, err := s.edge.Run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key+"-key", "-f", filepath.Join(dir, key)); err != nil {
-			return err
-		}
-	}
-	public, err := os.ReadFile(filepath.Join(dir, "host.pub"))
+	args, err := foreign.SSHD(s.edge, s.path())
 	if err != nil {
 		return err
 	}
-	// The client knows the edge's key for the edge's addresses: nobody on the way could answer in its place.
-	known := fmt.Sprintf("%s,%s %s", s.edge.V4, s.edge.V6, public)
-	config := strings.Join([]string{
-		"Port " + fmt.Sprint(sshPort), "HostKey " + filepath.Join(dir, "host"), "AuthorizedKeysFile " + filepath.Join(dir, "login.pub"),
-		"PidFile none", "UsePAM no", "UseDNS no", "StrictModes no", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
-		"PermitRootLogin prohibit-password", "PrintLastLog no", "PrintMotd no", "",
-	}, "\n")
-	if err := errors.Join(os.WriteFile(s.path("ssh", "known_hosts"), []byte(known), 0o600),
-		os.WriteFile(s.path("ssh", "sshd_config"), []byte(config), 0o600)); err != nil {
-		return err
-	}
-	p, err := s.start(s.edge, "/usr/sbin/sshd", "-D", "-e", "-f", "ssh/sshd_config")
+	p, err := s.start(s.edge, args...)
 	if err != nil {
 		return err
 	}
-	return s.listening(s.edge, p, sshPort)
+	return s.listening(s.edge, p, foreign.SSHPort)
 }
 
 func (s *story) startExporter() error {
-	p, err := s.start(s.edge, "prometheus-node-exporter", "--collector.disable-defaults", "--collector.uname",
-		"--collector.sockstat", "--web.disable-exporter-metrics", fmt.Sprintf("--web.listen-address=:%d", exporterPort))
+	p, err := s.start(s.edge, foreign.NodeExporter(exporterPort)...)
 	if err != nil {
 		return err
 	}
@@ -130,19 +106,12 @@ func (s *story) startExporter() error {
 
 // startPrometheus runs Prometheus in the pod. Its configuration names the edge's addresses and nothing else.
 func (s *story) startPrometheus() error {
-	config := fmt.Sprintf(`global:
-  scrape_interval: 500ms
-  scrape_timeout: 500ms
-scrape_configs:
-  - job_name: edge
-    static_configs:
-      - targets: ['%s', '%s']
-`, exporterAt(s.edge.V4), exporterAt(s.edge.V6))
-	if err := os.WriteFile(s.path("prometheus.yml"), []byte(config), 0o600); err != nil {
+	args, err := foreign.Prometheus(s.path(), prometheusPort, 500*time.Millisecond,
+		netip.AddrPortFrom(s.edge.V4, exporterPort), netip.AddrPortFrom(s.edge.V6, exporterPort))
+	if err != nil {
 		return err
 	}
-	p, err := s.start(s.pod, "prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=prometheus",
-		fmt.Sprintf("--web.listen-address=127.0.0.1:%d", prometheusPort), "--log.level=warn")
+	p, err := s.start(s.pod, args...)
 	if err != nil {
 		return err
 	}
@@ -155,7 +124,7 @@ func (s *story) startServer() error {
 	}
 	p, err := s.start(s.cloud, "tunnel-server", "--listen-tunnel", netip.AddrPortFrom(s.cloud.V4, 10262).String(),
 		"--ca-cert", "pki/ca.crt", "--cert", "pki/cloud-1.crt", "--key", "pki/cloud-1.key",
-		"--tunneled-ports", fmt.Sprintf("%d,%d", sshPort, exporterPort), "--cgroup-root", s.cloud.Cgroup(), "--state-dir", "server-state")
+		"--tunneled-ports", fmt.Sprintf("%d,%d", foreign.SSHPort, exporterPort), "--cgroup-root", s.cloud.Cgroup(), "--state-dir", "server-state")
 	if err != nil {
 		return err
 	}

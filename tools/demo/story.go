@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/edge-tunnel/edge-tunnel/test/foreign"
 	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
@@ -170,10 +171,8 @@ func (s *story) ssh() error {
 		from *netlab.Node
 		to   netip.Addr
 	}{{s.cloud, s.edge.V4}, {s.pod, s.edge.V6}} {
-		args := []string{
-			"ssh", "-F", "none", "-i", "ssh/login", "-o", "UserKnownHostsFile=ssh/known_hosts", "-o", "StrictHostKeyChecking=yes",
-			"root@" + c.to.String(), "echo $SSH_CONNECTION; echo this is the network namespace $(readlink /proc/self/ns/net)",
-		}
+		args := append([]string{"ssh"}, foreign.SSHOptions()...)
+		args = append(args, "root@"+c.to.String(), "echo $SSH_CONNECTION; echo this is the network namespace $(readlink /proc/self/ns/net)")
 		where, err := s.edge.Run("readlink", "/proc/self/ns/net")
 		if err != nil {
 			return err
