@@ -166,12 +166,12 @@ func (a *Agent) clientTLS(server string, notAfter *time.Time) *tls.Config {
 	return cfg
 }
 
-// twin returns a live tunnel of another slot to the same server.
+// twin returns a live tunnel of another slot to the same server. One that drains is none: its successor has the same name.
 func (a *Agent) twin(t, replaces *agentTunnel) *agentTunnel {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for other := range a.tunnels {
-		if other != replaces && other.slot != t.slot && !other.retired && other.serverID == t.serverID && other.sess.link.alive() {
+		if other != replaces && other.slot != t.slot && !other.retired && !other.draining() && other.serverID == t.serverID && other.sess.link.alive() {
 			return other
 		}
 	}

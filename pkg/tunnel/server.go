@@ -118,12 +118,13 @@ type Server struct {
 
 	serving  atomic.Bool
 	draining atomic.Bool // no logins
-	drained  atomic.Bool // no streams
+	drained  atomic.Bool // no streams, no connections
 
 	accepted, logins, probes atomic.Uint64
 
-	mu      sync.Mutex
-	refused map[string]uint64
+	mu        sync.Mutex // guards what follows
+	refused   map[string]uint64
+	listeners []net.Listener // open ones
 }
 
 // NewServer makes a server. Nothing runs until Serve.
@@ -169,8 +170,8 @@ func tightened(cfg *tls.Config) *tls.Config {
 	return cfg
 }
 
-// Serve takes connections from the listeners, and closes them, until ctx ends. It returns when every goroutine and every
-// tunnel has ended; nil unless a listener failed for good. A Server serves once.
+// Serve takes connections from the listeners, and closes them, until ctx ends or Drain has; the tunnels live until ctx ends. It returns
+// when every goroutine and every tunnel has ended; nil unless a listener failed for good. A Server serves once.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if s.serving.Swap(true) {
 		return errors.New("server serves already")
@@ -185,8 +186,18 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	)
 	ended := make(chan struct{})
 	reporter.Go(func() { s.report(ended) })
+	s.mu.Lock()
+	s.listeners = listeners
+	s.mu.Unlock()
+	if s.drained.Load() { // before it was served
+		s.stopAccepting()
+	}
 	for _, ln := range listeners {
-		wg.Go(func() { failed <- s.acceptLoop(ctx, ln, limit, &wg) })
+		wg.Go(func() {
+			if err := s.acceptLoop(ctx, ln, limit, &wg); err != nil {
+				failed <- err
+			}
+		})
 	}
 	var err error
 	select {
@@ -195,14 +206,22 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		cancel()
 	}
 	s.draining.Store(true)
-	s.drained.Store(true)
-	for _, ln := range listeners {
-		_ = ln.Close()
-	}
+	s.stopAccepting()
 	wg.Wait()
 	close(ended)
 	reporter.Wait()
 	return err
+}
+
+// stopAccepting closes the listeners for good.
+func (s *Server) stopAccepting() {
+	s.drained.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ln := range s.listeners {
+		_ = ln.Close()
+	}
+	s.listeners = nil
 }
 
 func (s *Server) acceptLoop(ctx context.Context, ln net.Listener, limit *rate.Limiter, wg *sync.WaitGroup) error {
@@ -218,7 +237,7 @@ func (s *Server) acceptLoop(ctx context.Context, ln net.Listener, limit *rate.Li
 			s.accepted.Add(1)
 			wg.Go(func() { s.handle(ctx, conn) })
 			continue
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, s.drained.Load():
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept: %w", err)
@@ -493,11 +512,11 @@ func (s *Server) Forget(node string) {
 }
 
 // Drain refuses logins from now on, asks all agents to move to other servers, and waits until they have, or ctx ends: then
-// its error is returned. Until then streams can be opened in tunnels that have not moved, afterwards in none. Open
-// streams go on, until Serve's context ends.
+// its error is returned. Until then streams can be opened in tunnels that have not moved, afterwards in none, and the
+// listeners are closed, so that a successor can have their addresses. Open streams go on, until Serve's context ends.
 func (s *Server) Drain(ctx context.Context) error {
 	s.draining.Store(true)
-	defer s.drained.Store(true)
+	defer s.stopAccepting()
 	notice := wire.Notice{Kind: wire.NoticeDrain}
 	if end, ok := ctx.Deadline(); ok {
 		notice.ClosesIn = min(max(time.Until(end), 0), wire.MaxClosesIn)
