@@ -161,11 +161,26 @@ func (d *daemon) stop() {
 	}
 }
 
-// ctl runs tunnelctl on the daemon's node, against the daemon, and returns its output.
+// waitExit waits for the end of a daemon that was told to stop, once: a second SIGTERM would end it at once, and badly.
+func (d *daemon) waitExit() {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	defer cancel()
+	if err := d.Wait(ctx); err != nil {
+		d.t.Fatalf("%s on %s: %v", d.name, d.host.Name, err)
+	}
+}
+
+// ctl runs tunnelctl on the daemon's node, for a command that asks the daemon, and returns its output. See [host.ctl] for others.
 func (d *daemon) ctl(args ...string) (string, error) {
+	return d.host.ctl(append(args, "--control", d.control)...)
+}
+
+// ctl runs tunnelctl on the node and returns its output. Its defaults (sockets in /run, /sys/fs/bpf) are the node's own.
+func (h *host) ctl(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := d.host.Command(ctx, d.host.w.program("tunnelctl"), append(args, "--control", d.control)...)
+	cmd := h.Command(ctx, h.w.program("tunnelctl"), args...)
 	cmd.Env = append(cmd.Env, raceVariable)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -337,16 +352,28 @@ func (d *daemon) record(client net.Addr) record {
 	d.t.Helper()
 	src := client.(*net.TCPAddr).AddrPort()
 	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+	return d.waitRecord(src.String(), func(r record) bool { return r.Src == src })
+}
+
+// recordTo waits for the access record of a connection to that destination.
+func (d *daemon) recordTo(dst netip.AddrPort) record {
+	d.t.Helper()
+	return d.waitRecord(dst.String(), func(r record) bool { return r.Dst == dst })
+}
+
+// waitRecord waits for an access record that is the wanted one; if there are several (ports are used again) it is the latest.
+func (d *daemon) waitRecord(what string, wanted func(record) bool) record {
+	d.t.Helper()
 	var found record
 	eventually(d.t, patience, func() error {
 		records := d.records()
-		for i := len(records) - 1; i >= 0; i-- { // ports are used again: the latest
-			if records[i].Src == src {
+		for i := len(records) - 1; i >= 0; i-- {
+			if wanted(records[i]) {
 				found = records[i]
 				return nil
 			}
 		}
-		return fmt.Errorf("no access record for %s among %d of %s on %s", src, len(records), d.name, d.host.Name)
+		return fmt.Errorf("no access record for %s among %d of %s on %s", what, len(records), d.name, d.host.Name)
 	})
 	return found
 }

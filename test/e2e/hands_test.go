@@ -287,11 +287,15 @@ func (r handsRequest) open() (syscall.Conn, error) {
 	return nil, errors.New("unknown request " + strings.TrimSpace(r.Op))
 }
 
+// nobody is a user without any capability.
+const nobody = 65534
+
 // dialOptions are what a connect can have beside its destination.
 type dialOptions struct {
-	network string // "tcp4" or "tcp6" fix the family; default "tcp"
-	local   string // IP:PORT to bind to; port 0 is any
-	uid     int    // of the process that connects
+	network string        // "tcp4" or "tcp6" fix the family; default "tcp"
+	local   string        // IP:PORT to bind to; port 0 is any
+	uid     int           // of the process that connects; without any capability if it is not 0
+	timeout time.Duration // default 10 s
 }
 
 // dial connects from the node, as any of its processes would. The connection is the test's: it is closed with the test at the latest.
@@ -306,7 +310,11 @@ func (h *host) dialWith(addr fmt.Stringer, o dialOptions) (*net.TCPConn, time.Du
 	if network == "" {
 		network = "tcp"
 	}
-	a, err := h.hands.do(handsRequest{Op: "dial", Network: network, Addr: addr.String(), Local: o.local, UID: o.uid, Timeout: 10 * time.Second})
+	r := handsRequest{Op: "dial", Network: network, Addr: addr.String(), Local: o.local, UID: o.uid, Timeout: o.timeout}
+	if r.Timeout == 0 {
+		r.Timeout = 10 * time.Second
+	}
+	a, err := h.hands.do(r)
 	if err != nil {
 		return nil, a.Took, err
 	}

@@ -160,6 +160,19 @@ func waitReset(t *testing.T, conn net.Conn, limit time.Duration) {
 	}
 }
 
+// wantReset connects from the host and fails unless the connection is reset within the limit. That may be so early that connect() itself
+// says so, and then there is nothing to read from.
+func (h *host) wantReset(addr fmt.Stringer, o dialOptions, limit time.Duration) {
+	h.t.Helper()
+	conn, _, err := h.dialWith(addr, o)
+	switch {
+	case err == nil:
+		waitReset(h.t, conn, limit)
+	case !errors.Is(err, syscall.ECONNRESET):
+		h.t.Fatalf("dial %s from %s: %v, want a reset", addr, h.Name, err)
+	}
+}
+
 // wantErrno fails unless a connect failed with that.
 func wantErrno(t *testing.T, err error, want syscall.Errno) {
 	t.Helper()
