@@ -11,11 +11,16 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 )
 
 // load brings maps and programs into the kernel. A pinned map is reused if its shape and layout are those that the programs
 // expect. Otherwise a new one takes over its contents where the bytes still mean the same.
 func (k *Kernel) load() error {
+	// First, because without them the kernel refuses the library's probes, too, and the error would speak of missing features.
+	if len(missingCapabilities()) > 0 {
+		return explain("load the programs", unix.EPERM)
+	}
 	// Before 5.11 maps count against the limit on locked memory; later kernels need nothing here.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return explain("raise the limit on locked memory", err)

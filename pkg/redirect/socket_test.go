@@ -103,11 +103,6 @@ func (s socket) peer() (netip.AddrPort, error) {
 	return fromSockaddr(sa), err
 }
 
-func (s socket) local() (netip.AddrPort, error) {
-	sa, err := unix.Getsockname(int(s))
-	return fromSockaddr(sa), err
-}
-
 func fromSockaddr(sa unix.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
