@@ -242,7 +242,8 @@ func TestWakeEndsAPause(t *testing.T) {
 func TestBlackHoleIsNoticed(t *testing.T) {
 	for _, bulk := range []bool{false, true} {
 		ca := newPKI(t)
-		s := startServer(t, ca, "cloud-1", nil) // keep-alive 1 s, so 2 s stand for the 20 s of production
+		// So 2 s stand for the 20 s of production.
+		s := startServer(t, ca, "cloud-1", func(c *ServerConfig) { c.KeepAlive = time.Second })
 		b := startBalancer(t, s.addr)
 		lost := make(chan error, 1)
 		a := startAgent(t, ca, "edge-1", []string{b.addr}, func(c *AgentConfig) {
@@ -289,7 +290,7 @@ func TestBlackHoleIsNoticed(t *testing.T) {
 
 func TestWakeQuestionsLiveTunnels(t *testing.T) {
 	ca := newPKI(t)
-	s := startServer(t, ca, "cloud-1", func(c *ServerConfig) { c.KeepAlive = 10 * time.Second })
+	s := startServer(t, ca, "cloud-1", nil)
 	b := startBalancer(t, s.addr)
 	a := startAgent(t, ca, "edge-1", []string{b.addr}, func(c *AgentConfig) { c.Tunnels = 1 })
 	eventually(t, "up", func() bool { return active(s) == 1 && a.Stats().Tunnels == 1 })
@@ -446,6 +447,7 @@ func TestSlowHandlerDelaysNobody(t *testing.T) {
 	ca := newPKI(t)
 	s := startServer(t, ca, "cloud-1", nil)
 	release := make(chan struct{})
+	free := sync.OnceFunc(func() { close(release) })
 	a := startAgent(t, ca, "edge-1", []string{s.addr}, func(c *AgentConfig) {
 		c.Handle = func(ctx context.Context, st *Stream, h wire.Header) {
 			if h.Trace == 1 {
@@ -456,6 +458,7 @@ func TestSlowHandlerDelaysNobody(t *testing.T) {
 		}
 		c.MaxStreams = 5
 	})
+	t.Cleanup(free) // before the agent is stopped, which waits
 	eventually(t, "up", func() bool { return active(s) == 1 })
 	var slow []*Stream
 	for range 4 {
@@ -483,7 +486,7 @@ func TestSlowHandlerDelaysNobody(t *testing.T) {
 		t.Errorf("%+v", a.Stats())
 	}
 	st.Close()
-	close(release)
+	free()
 	for _, st := range slow {
 		if _, err := st.Read(make([]byte, 1)); err != io.EOF {
 			t.Error(err)
@@ -511,7 +514,8 @@ func TestNothingIsLeftOfManySessions(t *testing.T) {
 	s := startServer(t, ca, "cloud-1", nil)
 	round := func(node string) {
 		a := startAgent(t, ca, node, []string{s.addr}, nil)
-		eventually(t, "up", func() bool { return active(s) == 1 })
+		// Not just any: a login that the last agent had begun may be answered only now.
+		eventually(t, "up", func() bool { return s.reg.pick(node) != nil })
 		st := must(s.Open(context.Background(), node))
 		if err := roundTrip(s.Server, node, "x"); err != nil {
 			t.Error(err)

@@ -32,7 +32,7 @@ func TestSuccessorHasTheAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	successor := must(NewServer(ServerConfig{ID: "cloud-1", TLS: ca.server(t, "cloud-1"), Authorize: old.auth.authorize, KeepAlive: time.Second}))
+	successor := must(NewServer(ServerConfig{ID: "cloud-1", TLS: ca.server(t, "cloud-1"), Authorize: old.auth.authorize}))
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

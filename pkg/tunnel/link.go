@@ -77,7 +77,7 @@ type link struct {
 	mu        sync.Mutex
 	err       error // why the link is dead
 	streams   map[uint32]*Stream
-	incoming  map[uint32]*Stream // seen by us, not yet accepted by the session's owner
+	unclaimed map[uint32]*Stream // opened by either end, not yet fetched by open or accept; may be reset by then
 	inject    []header           // frames to show to yamux as if they had arrived
 	control   []byte             // encoded frames that overtake data
 	data      []byte             // encoded frames in order
@@ -113,15 +113,15 @@ type lingering struct {
 func newLink(conn io.ReadWriter, r *raw, opener bool, set settings, total *counters) *link {
 	return &link{
 		tls: conn, raw: r, set: set, opener: opener, total: total,
-		in:       inbuf{src: conn},
-		tokens:   make(chan struct{}, dataTokens),
-		opens:    make(chan struct{}, maxOpens),
-		wake:     make(chan struct{}, 1),
-		dead:     make(chan struct{}),
-		streams:  make(map[uint32]*Stream),
-		incoming: make(map[uint32]*Stream),
-		budget:   set.budget,
-		empty:    make(chan struct{}),
+		in:        inbuf{src: conn},
+		tokens:    make(chan struct{}, dataTokens),
+		opens:     make(chan struct{}, maxOpens),
+		wake:      make(chan struct{}, 1),
+		dead:      make(chan struct{}),
+		streams:   make(map[uint32]*Stream),
+		unclaimed: make(map[uint32]*Stream),
+		budget:    set.budget,
+		empty:     make(chan struct{}),
 	}
 }
 
@@ -253,18 +253,18 @@ func (l *link) receive(h header) (shown header, show bool, err error) {
 		switch {
 		case l.opener:
 			return h, false, violation("stream opened towards the end that opens streams")
-		case h.id%2 == 0, s != nil, l.incoming[h.id] != nil:
+		case h.id%2 == 0, s != nil, l.unclaimed[h.id] != nil:
 			return h, false, violation("stream opened twice")
 		case l.err != nil:
 			return h, false, nil
-		case len(l.streams) >= l.set.maxStreams, len(l.incoming) >= maxOpens+maxOpens/2:
+		case len(l.streams) >= l.set.maxStreams, len(l.unclaimed) >= maxOpens+maxOpens/2:
 			l.total.refusedStreams.Add(1)
 			l.queueControl(header{typ: typeWindow, flags: flagRST, id: h.id})
 			return h, false, nil
 		}
 		s = newStream(l, h.id)
 		l.streams[h.id] = s
-		l.incoming[h.id] = s
+		l.unclaimed[h.id] = s
 	}
 	if s == nil {
 		return h, false, nil // still on its way when we reset the stream
@@ -414,7 +414,9 @@ func (l *link) sendHeader(h header) {
 		return
 	}
 	if h.flags&flagSYN != 0 {
-		l.streams[h.id] = newStream(l, h.id)
+		s := newStream(l, h.id)
+		l.streams[h.id] = s
+		l.unclaimed[h.id] = s
 	}
 	s := l.streams[h.id]
 	if s == nil {
@@ -465,7 +467,7 @@ func (l *link) fail(err error) {
 	for _, s := range l.streams {
 		l.endStream(s, &ResetError{Tunnel: err})
 	}
-	clear(l.incoming)
+	clear(l.unclaimed)
 	l.control, l.data, l.granting, l.lingering = nil, nil, nil, nil
 	if l.timer != nil {
 		l.timer.Stop()

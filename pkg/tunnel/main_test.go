@@ -119,7 +119,7 @@ func tcpPair(t testing.TB) (a, b net.Conn) {
 }
 
 func testSettings() settings {
-	return settings{keepAlive: time.Second, maxStreams: 4096, maxWindow: 8 << 20, budget: 32 << 20}
+	return settings{keepAlive: 10 * time.Second, maxStreams: 4096, maxWindow: 8 << 20, budget: 32 << 20}
 }
 
 // pair is a session with both of its ends in this process.
@@ -192,7 +192,7 @@ func (p *pair) open(t testing.TB) (server, agent *Stream) {
 	case a := <-p.accepted:
 		return s, a
 	case <-ctx.Done():
-		t.Fatal("stream did not arrive")
+		t.Fatalf("stream did not arrive; server: %v, agent: %v", p.server.link.cause(), p.agent.link.cause())
 	}
 	return nil, nil
 }

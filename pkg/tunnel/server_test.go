@@ -64,7 +64,7 @@ func startServer(t testing.TB, ca *pki, id string, mod func(*ServerConfig)) *tes
 	t.Helper()
 	ts := &testServer{}
 	cfg := ServerConfig{
-		ID: id, TLS: ca.server(t, id), Authorize: ts.auth.authorize, KeepAlive: time.Second,
+		ID: id, TLS: ca.server(t, id), Authorize: ts.auth.authorize,
 		OnChange: func(node string, online bool) {
 			ts.mu.Lock()
 			defer ts.mu.Unlock()
@@ -581,7 +581,10 @@ func TestCertificateEnd(t *testing.T) {
 
 func TestOpenIsBounded(t *testing.T) {
 	ca := newPKI(t)
-	s := startServer(t, ca, "cloud-1", func(c *ServerConfig) { c.Limits.MaxStreams = 600 })
+	s := startServer(t, ca, "cloud-1", func(c *ServerConfig) {
+		c.Limits.MaxStreams = 600
+		c.KeepAlive = time.Second
+	})
 	// An agent that answers nothing: opens pile up to the bound, then wait for ctx only.
 	_, r, err := login(t, s.addr, ca.client(t, "edge-1", time.Hour), instance(1))
 	if err != nil || r.Status != wire.LoginOK {
@@ -674,7 +677,7 @@ func TestServerConfigIsChecked(t *testing.T) {
 
 func TestRetiredTunnelsAreBounded(t *testing.T) {
 	ca := newPKI(t)
-	s := startServer(t, ca, "cloud-1", func(c *ServerConfig) { c.KeepAlive = 10 * time.Second })
+	s := startServer(t, ca, "cloud-1", nil)
 	cfg := ca.client(t, "edge-1", time.Hour)
 	for range maxRetired + 4 {
 		c, r, err := login(t, s.addr, cfg, instance(1))

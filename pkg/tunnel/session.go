@@ -105,18 +105,7 @@ func (s *session) open(ctx context.Context) (*Stream, error) {
 		l.fail(&Error{reason: "exhausted", text: "cannot open streams", cause: err})
 		return nil, l.cause()
 	}
-	l.mu.Lock()
-	st := l.streams[m.StreamID()]
-	if st != nil {
-		st.mux = m
-	}
-	err = l.err
-	l.mu.Unlock()
-	if st == nil {
-		return nil, err
-	}
-	l.total.streamsOpened.Add(1)
-	return st, nil
+	return l.claim(m)
 }
 
 // accept returns the next stream the far end opened, or the error that ended the session.
@@ -127,19 +116,21 @@ func (s *session) accept() (*Stream, error) {
 		l.fail(&Error{reason: "link_lost", text: "tunnel failed", cause: err})
 		return nil, l.cause()
 	}
+	return l.claim(m)
+}
+
+// claim finds the stream that yamux knows as m. It may have been reset already; its user will see.
+func (l *link) claim(m *yamux.Stream) (*Stream, error) {
 	l.mu.Lock()
-	st := l.incoming[m.StreamID()]
-	delete(l.incoming, m.StreamID())
-	if st != nil {
-		st.mux = m
+	defer l.mu.Unlock()
+	s := l.unclaimed[m.StreamID()]
+	if s == nil {
+		return nil, l.err // fail has dropped it
 	}
-	err = l.err
-	l.mu.Unlock()
-	if st == nil {
-		return nil, err
-	}
+	delete(l.unclaimed, m.StreamID())
+	s.mux = m
 	l.total.streamsOpened.Add(1)
-	return st, nil
+	return s, nil
 }
 
 // kill ends the session now; all its streams are reset.

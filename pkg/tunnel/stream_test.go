@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -190,6 +191,39 @@ func TestResetOfUnansweredStream(t *testing.T) {
 	defer close(p.accepted)
 	mustBeEmpty(t, p)
 	defer p.close() // before accepted is closed
+}
+
+// The far end may have reset a stream before open has returned it.
+func TestResetFasterThanOpen(t *testing.T) {
+	p := newPair(t, testSettings())
+	go func() {
+		for {
+			select {
+			case s := <-p.accepted:
+				s.Reset()
+			case <-p.server.link.dead:
+				return
+			}
+		}
+	}()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				s, err := p.server.open(context.Background())
+				if err != nil || s == nil {
+					t.Errorf("%v, %v", s, err)
+					return
+				}
+				if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("read: %v", err)
+				}
+				s.Close()
+			}
+		})
+	}
+	wg.Wait()
+	mustBeEmpty(t, p)
 }
 
 // Close delivers what was written, as an agent's refusal needs it, although the far end has sent bytes that nobody read.
@@ -446,17 +480,19 @@ func TestSmallWriteWaitsForAFewFrames(t *testing.T) {
 		wg.Go(func() { _, _ = a.Write(make([]byte, 1<<30)); a.Close() })
 	}
 	key, far := p.open(t)
-	var worst int64
+	var waited []int64
 	for range 50 {
 		time.Sleep(5 * time.Millisecond)
 		pressed.Store(seen.Load())
 		mustWrite(t, key, "KEYSTROKE")
 		mustRead(t, far, "KEYSTROKE")
-		worst = max(worst, passed.Load()-pressed.Load())
+		waited = append(waited, passed.Load()-pressed.Load())
 	}
-	// One frame of each stream that waits for a token, what holds tokens, and the batch that is being written.
-	if bound := int64((copies + 3*dataTokens) * 16 << 10); worst > bound {
-		t.Errorf("%d bytes went before, want at most %d", worst, bound)
+	// One frame of each stream that waits for a token, what holds tokens, and the batch that is being written. The median,
+	// because the scheduler may put us aside before the Write.
+	slices.Sort(waited)
+	if bound := int64((copies + 3*dataTokens) * 16 << 10); waited[25] > bound {
+		t.Errorf("%d bytes went before, want at most %d", waited[25], bound)
 	}
 	for _, s := range streams {
 		s.Reset()
