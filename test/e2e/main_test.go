@@ -41,7 +41,8 @@ import (
 
 // helpers are processes inside of nodes; see [host.helper]. Each is in the file that uses it.
 var helpers = netlab.Helpers{
-	"hands": handsMain,
+	"hands":     handsMain,
+	"half-open": halfOpenMain,
 }
 
 func TestMain(m *testing.M) {

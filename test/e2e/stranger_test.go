@@ -94,8 +94,8 @@ func TestStrangers(t *testing.T) {
 	began := time.Now()
 	for _, speak := range []func(net.Conn) net.Conn{
 		func(conn net.Conn) net.Conn { return conn }, // says nothing
-		say("\x16"),                                  // begins
-		handshake(w.agentTLS("stranger")),            // does not log in
+		say("\x16"),                       // begins
+		handshake(w.agentTLS("stranger")), // does not log in
 		func(conn net.Conn) net.Conn { // never quite stops
 			slow.Go(func() {
 				for _, b := range append([]byte{0x16, 0x03, 0x01, 0x02, 0x00, 0x01}, make([]byte, 500)...) {
