@@ -4,17 +4,19 @@ package main
 
 import (
 	"errors"
+	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
 )
-
-// redirectPorts is how many redirect listeners there are for each address.
-const redirectPorts = 8
 
 // alwaysTunneled are the kubelet's ports. They are tunneled whatever the flags say.
 var alwaysTunneled = [...]uint16{10250, 10255}
@@ -45,12 +47,11 @@ type options struct {
 func parse(env cli.Env) (options, error) {
 	o := options{
 		listenTunnel: ":10262",
-		redirectPort: 10270,
+		redirectPort: redirect.DefaultPort,
 		admin:        "127.0.0.1:10265",
 		control:      "/run/edge-tunnel/server.sock",
 		bpffs:        "/sys/fs/bpf",
 		drainTimeout: 10 * time.Second,
-		maxConns:     0,
 	}
 	flags := cli.Flags{
 		Summary: "tunnel-server runs on a cloud node. Its eBPF programs redirect every connect() of the node and its pods to a" +
@@ -87,7 +88,7 @@ func parse(env cli.Env) (options, error) {
 
 	tun := flags.Group("Tunnels and connections")
 	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "`ADDR` where agents log in.")
-	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit.")
+	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit, 65536 at most.")
 	tun.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
 
 	host := flags.Group("Host")
@@ -110,15 +111,21 @@ func parse(env cli.Env) (options, error) {
 
 func (o *options) validate() error {
 	var errs []error
-	if o.redirectPort > 65535-redirectPorts+1 {
-		errs = append(errs, cli.Usagef("--redirect-port: %d leaves no room for %d ports", o.redirectPort, redirectPorts))
+	first, last := int(o.redirectPort), int(o.redirectPort)+redirect.Ports-1
+	if last > 65535 {
+		errs = append(errs, cli.Usagef("--redirect-port: %d leaves no room for %d ports", first, redirect.Ports))
 	}
-	for _, p := range o.ports {
-		if p >= o.redirectPort && p < o.redirectPort+redirectPorts {
-			errs = append(errs, cli.WithHint(cli.Usagef("--tunneled-ports: %d is one of the redirect ports %d-%d", p, o.redirectPort, o.redirectPort+redirectPorts-1),
+	notRedirect := func(flag string, port int) {
+		if port >= first && port <= last {
+			errs = append(errs, cli.WithHint(cli.Usagef("--%s: %d is one of the redirect ports %d-%d", flag, port, first, last),
 				"choose other redirect ports with --redirect-port"))
 		}
 	}
+	for _, p := range o.ports {
+		notRedirect("tunneled-ports", int(p))
+	}
+	notRedirect("listen-tunnel", portOf(o.listenTunnel))
+	notRedirect("admin", portOf(o.admin))
 	var v4, v6 int
 	for _, a := range o.nodeIPs {
 		if a.Is4() {
@@ -133,6 +140,16 @@ func (o *options) validate() error {
 	if v4 > 1 || v6 > 1 {
 		errs = append(errs, cli.Usagef("--node-ip: at most one address for each family"))
 	}
+	for _, folder := range o.optOut {
+		if relative := strings.TrimPrefix(folder, "/"); !filepath.IsLocal(relative) || filepath.Clean(relative) == "." {
+			errs = append(errs, cli.WithHint(cli.Usagef("--opt-out-cgroup: %q is not a folder below --cgroup-root", folder), "expected DIR, such as kubepods/besteffort"))
+		}
+	}
+	for _, dir := range []struct{ flag, path string }{{"bpffs", o.bpffs}, {"cgroup-root", o.cgroupRoot}} {
+		if dir.path != "" && !filepath.IsAbs(dir.path) {
+			errs = append(errs, cli.WithHint(cli.Usagef("--%s: %q is relative", dir.flag, dir.path), "expected a path that begins with /"))
+		}
+	}
 	if o.drainTimeout < 0 {
 		errs = append(errs, cli.Usagef("--drain-timeout: %v is negative", o.drainTimeout))
 	}
@@ -140,6 +157,13 @@ func (o *options) validate() error {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))
 	}
 	return errors.Join(errs...)
+}
+
+// portOf is the port of an address that [cli.ListenVar] has taken.
+func portOf(listen string) int {
+	_, text, _ := net.SplitHostPort(listen)
+	port, _ := strconv.Atoi(text)
+	return port
 }
 
 // connections is how many intercepted connections may be open: each needs a descriptor, and so do the tunnels.

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -19,118 +18,118 @@ const (
 	canaryEvery   = 3
 	// reorderPause keeps two agents that both want to be last on a hook from fighting.
 	reorderPause = time.Minute
-	// podSilence is how many pod connects may be redirected, with none arriving, before somebody is to blame.
-	podSilence = 5
 )
+
+// guardKernel is what the guard looks at and repairs; [redirect.Kernel] has it.
+type guardKernel interface {
+	Health() error
+	Programs() ([]redirect.HookProgram, error)
+	Attach() error
+	Canary(context.Context) redirect.CanaryResult
+	Stats() (redirect.Counters, error)
+}
 
 // guard proves again and again that the interception works, and repairs it where that is possible.
 type guard struct {
-	kernel   *redirect.Kernel
-	hostOnly bool
-	log      *slog.Logger
+	kernel guardKernel
+	log    *slog.Logger
 
-	mu         sync.Mutex // guards what follows
-	hooks      error      // programs that are not in force
-	ipv4, ipv6 error      // of the latest canary
-	proven     bool       // a canary was there
-	pods       error
-	programs   []redirect.HookProgram
-	repaired   uint64
+	mu     sync.Mutex // guards what follows
+	latest guardState
 
-	// Only for the goroutine in run.
+	// Only for the goroutine that looks.
 	reordered time.Time
-	counters  redirect.Counters
-	silent    uint64 // pod connects redirected since the last that arrived
+	path      podPath
 }
 
-// run looks until ctx ends. The programs are attached and the listeners served.
+// guardState is what the guard found at its latest look.
+type guardState struct {
+	hooks      error // programs that are not in force
+	ipv4, ipv6 error // of the latest canary
+	proven     bool  // a canary was there
+	pods       error // see podPath
+	programs   []redirect.HookProgram
+	reattached uint64 // times, since the start
+}
+
+// canary is why the interception is not proven to work; nil if it is.
+func (s guardState) canary() error {
+	if !s.proven {
+		return errors.New("not tested yet")
+	}
+	return errors.Join(s.ipv4, s.ipv6)
+}
+
+func (g *guard) state() guardState {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.latest
+}
+
+func (g *guard) update(change func(*guardState)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change(&g.latest)
+}
+
+// run looks until ctx ends. A first look, with a canary, was there before.
 func (g *guard) run(ctx context.Context) error {
 	ticks := time.NewTicker(guardInterval)
 	defer ticks.Stop()
-	for look := 0; ; look++ {
-		g.look(ctx, look%canaryEvery == 0)
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticks.C:
 		}
+		g.look(ctx, n%canaryEvery == 0)
 	}
 }
 
+// look looks once. The programs are attached and the listeners served.
 func (g *guard) look(ctx context.Context, canary bool) {
-	hooks := g.kernel.Health()
-	programs, err := g.kernel.Programs()
+	repaired := g.lookAtHooks()
+	g.lookAtPods()
+	if s := g.state(); canary || repaired || s.canary() != nil {
+		g.sendCanary(ctx)
+	}
+}
+
+// lookAtHooks attaches the programs again where they are gone, or where others run after them.
+func (g *guard) lookAtHooks() (repaired bool) {
+	hooks, programs := g.kernel.Health(), g.programs()
+	last := ourTurnIsLast(programs)
+	if hooks != nil || !last && time.Since(g.reordered) > reorderPause {
+		g.log.Warn("attaching the programs again", "why", whyAgain(hooks))
+		g.reordered = time.Now()
+		if hooks = g.kernel.Attach(); hooks != nil {
+			g.log.Error("cannot attach the programs", "err", hooks)
+		}
+		repaired = hooks == nil
+		programs = g.programs()
+	}
+	g.update(func(s *guardState) {
+		s.hooks, s.programs = hooks, programs
+		if repaired {
+			s.reattached++
+		}
+	})
+	return repaired
+}
+
+func whyAgain(hooks error) string {
+	if hooks != nil {
+		return hooks.Error()
+	}
+	return "others run after them"
+}
+
+func (g *guard) programs() []redirect.HookProgram {
+	list, err := g.kernel.Programs()
 	if err != nil {
 		g.log.Warn("cannot list the programs on the hooks", "err", err)
 	}
-	last := ourTurnIsLast(programs)
-	if hooks != nil || !last && time.Since(g.reordered) > reorderPause {
-		g.log.Warn("attaching the programs again", "detached", hooks, "last", last)
-		g.reordered = time.Now()
-		hooks = g.kernel.Attach()
-		canary = true
-		g.mu.Lock()
-		g.repaired++
-		g.mu.Unlock()
-		programs, _ = g.kernel.Programs()
-	}
-
-	g.mu.Lock()
-	canary = canary || g.ipv4 != nil || g.ipv6 != nil || !g.proven
-	g.hooks, g.programs = hooks, programs
-	g.mu.Unlock()
-	g.lookAtPods()
-	if !canary {
-		return
-	}
-	result := g.kernel.Canary(ctx)
-	if ctx.Err() != nil {
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, f := range []struct {
-		name     string
-		was, now error
-	}{{"IPv4", g.ipv4, result.IPv4}, {"IPv6", g.ipv6, result.IPv6}} {
-		if f.now != nil && (f.was == nil || f.was.Error() != f.now.Error()) {
-			g.log.Error("interception does not work", "family", f.name, "err", f.now)
-		} else if f.now == nil && f.was != nil {
-			g.log.Info("interception works again", "family", f.name)
-		}
-	}
-	g.ipv4, g.ipv6, g.proven = result.IPv4, result.IPv6, true
-}
-
-// lookAtPods compares what was redirected for pods with what arrived: a host firewall that drops pod-to-node traffic would
-// otherwise look like an edge that is dead.
-func (g *guard) lookAtPods() {
-	now, err := g.kernel.Stats()
-	if err != nil {
-		g.log.Warn("cannot read the counters", "err", err)
-		return
-	}
-	before := g.counters
-	g.counters = now
-	if g.hostOnly || before == (redirect.Counters{}) {
-		return
-	}
-	if now.AcceptedPod != before.AcceptedPod {
-		g.silent = 0
-	} else {
-		g.silent += now.RedirectedPod4 + now.RedirectedPod6 - before.RedirectedPod4 - before.RedirectedPod6
-	}
-	var pods error
-	if g.silent >= podSilence {
-		what := "a host firewall may drop pod-to-node traffic on the redirect ports"
-		if now.HandedOverPod != before.HandedOverPod {
-			what = "something may translate addresses between pods and node (SNAT)"
-		}
-		pods = fmt.Errorf("%d connects of pods were redirected to this node and none arrived: %s", g.silent, what)
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.pods = pods
+	return list
 }
 
 // ourTurnIsLast reports whether our programs run after all others on the hooks where another's choice of address counts.
@@ -144,21 +143,36 @@ func ourTurnIsLast(programs []redirect.HookProgram) bool {
 	return last["connect4"] && last["connect6"]
 }
 
-// guardState is what the guard found at its latest look.
-type guardState struct {
-	hooks    error // not attached
-	canary   error // not proven
-	pods     error
-	programs []redirect.HookProgram
-	repaired uint64
+func (g *guard) lookAtPods() {
+	counters, err := g.kernel.Stats()
+	if err != nil {
+		g.log.Warn("cannot read the counters", "err", err)
+		return
+	}
+	problem := g.path.judge(counters)
+	if was := g.state().pods; problem != nil && was == nil {
+		g.log.Error("connections of pods do not arrive", "err", problem)
+	} else if problem == nil && was != nil {
+		g.log.Info("nothing is known any more against the way of the pods' connections")
+	}
+	g.update(func(s *guardState) { s.pods = problem })
 }
 
-func (g *guard) state() guardState {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	s := guardState{hooks: g.hooks, canary: errors.Join(g.ipv4, g.ipv6), pods: g.pods, programs: g.programs, repaired: g.repaired}
-	if !g.proven {
-		s.canary = errors.New("not tested yet")
+func (g *guard) sendCanary(ctx context.Context) {
+	result := g.kernel.Canary(ctx)
+	if ctx.Err() != nil {
+		return // it proves nothing
 	}
-	return s
+	was := g.state()
+	for _, f := range []struct {
+		name     string
+		was, now error
+	}{{"IPv4", was.ipv4, result.IPv4}, {"IPv6", was.ipv6, result.IPv6}} {
+		if f.now != nil && (f.was == nil || f.was.Error() != f.now.Error()) {
+			g.log.Error("interception does not work", "family", f.name, "err", f.now)
+		} else if f.now == nil && f.was != nil {
+			g.log.Info("interception works again", "family", f.name)
+		}
+	}
+	g.update(func(s *guardState) { s.ipv4, s.ipv6, s.proven = result.IPv4, result.IPv6, true })
 }

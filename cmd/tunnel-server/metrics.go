@@ -43,7 +43,7 @@ func (s *server) metrics() []admin.Metric {
 		admin.Counter("edge_tunnel_state_save_failures_total", "Writes of the stored state that failed.", known.SaveFailures),
 
 		admin.GaugeBy("edge_tunnel_ready", "1 for each condition of readiness that holds.", "condition", s.readiness()),
-		admin.Counter("edge_tunnel_programs_reattached_total", "Times that the programs were attached again, because they were gone or not last.", g.repaired),
+		admin.Counter("edge_tunnel_programs_reattached_total", "Times that the programs were attached again, because they were gone or not last.", g.reattached),
 		admin.Gauge("edge_tunnel_certificate_expiry_timestamp_seconds", "When the server's certificate ends, in Unix time.", id.Self.NotAfter.Unix()),
 		admin.Counter("edge_tunnel_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 	}

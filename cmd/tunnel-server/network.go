@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,12 +30,12 @@ type network struct {
 	rules     route.Rules // what does not change
 	log       *slog.Logger
 
-	mu       sync.Mutex // guards what follows
-	v4, v6   netip.Addr // in force: where pods are redirected to
-	problem  error
-	retrying *time.Timer
-	ended    bool
-	last     hostnet.State
+	mu           sync.Mutex // guards what follows, and redirects
+	want4, want6 netip.Addr // where pods should be redirected to
+	v4, v6       netip.Addr // where they are
+	problem      error
+	retrying     *time.Timer
+	ended        bool
 }
 
 // changed puts a state of the host's network into force. New listeners come before the kernel sends anything there, and old
@@ -42,28 +43,24 @@ type network struct {
 func (n *network) changed(ctx context.Context, s hostnet.State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.last = s
-	n.apply(ctx)
-}
-
-func (n *network) apply(ctx context.Context) {
-	v4, v6 := n.last.V4, n.last.V6
+	n.want4, n.want6 = s.V4, s.V6
 	for _, a := range n.fixed {
 		if a.Is4() {
-			v4 = a
+			n.want4 = a
 		} else {
-			v6 = a
+			n.want6 = a
 		}
 	}
 	rules := n.rules
-	rules.Local = n.last.Local
-	for _, a := range []netip.Addr{v4, v6} {
-		if a.IsValid() {
-			rules.Redirect = append(rules.Redirect, a)
-		}
-	}
+	rules.Local = s.Local
+	rules.Redirect = valid(n.want4, n.want6)
 	n.setRules(rules)
+	n.apply(ctx)
+}
 
+// apply makes v4 and v6 what they should be, as far as that is possible now. Called with the lock held.
+func (n *network) apply(ctx context.Context) {
+	v4, v6 := n.want4, n.want6
 	wanted := append([]netip.Addr{v4, v6}, n.loopback...)
 	problem := n.redirects.cover(ctx, wanted)
 	if problem != nil {
@@ -95,7 +92,7 @@ func (n *network) apply(ctx context.Context) {
 // again tries once more in a while. Called with the lock held.
 func (n *network) again(ctx context.Context) {
 	if n.retrying != nil || n.ended {
-		return
+		return // it is on its way, or too late
 	}
 	n.retrying = time.AfterFunc(retryListen, func() {
 		n.mu.Lock()
@@ -107,7 +104,7 @@ func (n *network) again(ctx context.Context) {
 	})
 }
 
-// stop ends the retries; no call of changed may follow or be under way.
+// stop ends the retries; no call of changed may follow.
 func (n *network) stop() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -121,13 +118,11 @@ func (n *network) stop() {
 func (n *network) addrs() []netip.Addr {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var list []netip.Addr
-	for _, a := range []netip.Addr{n.v4, n.v6} {
-		if a.IsValid() {
-			list = append(list, a)
-		}
-	}
-	return list
+	return valid(n.v4, n.v6)
+}
+
+func valid(addrs ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 func (n *network) err() error {

@@ -8,26 +8,24 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
+
+	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
 )
 
-// redirects are the listeners that the kernel redirects connections to: redirectPorts of them on each loopback address and
-// on each node address, never on the wildcard.
+// redirects are the listeners that the kernel redirects connections to: [redirect.Ports] of them on each loopback address and
+// on each node address, never on the wildcard. One goroutine at a time may use it.
 type redirects struct {
 	listen func(context.Context, netip.AddrPort) (net.Listener, error)
 	add    func(net.Listener) error // starts to accept; owns the listener
 	remove func(net.Listener)       // stops, and closes it
 	first  uint16                   // port
 
-	mu   sync.Mutex
 	open map[netip.Addr][]net.Listener
 }
 
 // cover makes listeners on those of the addresses that have none. An address gets all its ports or none of them; the
 // errors of several addresses are joined, and the others are served all the same.
 func (r *redirects) cover(ctx context.Context, addrs []netip.Addr) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	var errs []error
 	for _, addr := range addrs {
 		if _, ok := r.open[addr]; ok || !addr.IsValid() {
@@ -48,7 +46,7 @@ func (r *redirects) cover(ctx context.Context, addrs []netip.Addr) error {
 
 func (r *redirects) listenAll(ctx context.Context, addr netip.Addr) ([]net.Listener, error) {
 	var lns []net.Listener
-	for i := range uint16(redirectPorts) {
+	for i := range uint16(redirect.Ports) {
 		ln, err := r.listen(ctx, netip.AddrPortFrom(addr, r.first+i))
 		if err != nil {
 			for _, open := range lns {
@@ -58,11 +56,11 @@ func (r *redirects) listenAll(ctx context.Context, addr netip.Addr) ([]net.Liste
 		}
 		lns = append(lns, ln)
 	}
-	for i, ln := range lns {
+	for _, ln := range lns {
 		if err := r.add(ln); err != nil {
-			for _, rest := range lns[i:] {
-				r.remove(rest)
-				rest.Close()
+			for _, all := range lns {
+				r.remove(all)
+				all.Close()
 			}
 			return nil, err
 		}
@@ -72,8 +70,6 @@ func (r *redirects) listenAll(ctx context.Context, addr netip.Addr) ([]net.Liste
 
 // retain closes the listeners of all other addresses. The kernel must not send anything there any more.
 func (r *redirects) retain(addrs []netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	for addr, lns := range r.open {
 		if slices.Contains(addrs, addr) {
 			continue
@@ -87,8 +83,6 @@ func (r *redirects) retain(addrs []netip.Addr) {
 
 // has reports whether connections can be redirected to the address.
 func (r *redirects) has(addr netip.Addr) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	_, ok := r.open[addr]
 	return ok
 }

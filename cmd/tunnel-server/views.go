@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -25,7 +26,7 @@ import (
 type server struct {
 	options options
 	ids     *identity.Store
-	kernel  *redirect.Kernel
+	kernel  kernelView
 	known   *route.Known
 	targets *targets
 	conns   *intercept.Server
@@ -35,6 +36,15 @@ type server struct {
 	listen  net.Addr        // where tunnels come in
 	life    context.Context // ends when the server is to stop
 	started time.Time
+}
+
+// kernelView is what there is to see of [redirect.Kernel].
+type kernelView interface {
+	RedirectPorts() []uint16
+	TunneledPorts() []uint16
+	Missing() []string
+	Pins() string
+	Stats() (redirect.Counters, error)
 }
 
 // condition is true if there is no error.
@@ -49,14 +59,18 @@ func condition(name string, err error) admin.Condition {
 // conditions are what readiness is made of: that what should be intercepted is, and is proven to be.
 func (s *server) conditions() []admin.Condition {
 	g := s.guard.state()
+	var stopping error
+	if s.life.Err() != nil {
+		stopping = errors.New("the server is stopping")
+	}
 	return []admin.Condition{
 		condition("programs", g.hooks),
-		condition("canary", g.canary),
+		condition("canary", g.canary()),
 		condition("pods", g.pods),
 		condition("listeners", s.network.err()),
 		s.targets.condition(),
 		daemon.CertificateCondition(s.ids.Stats()),
-		{Name: "accepting", OK: s.life.Err() == nil, Reason: "the server is stopping"},
+		condition("accepting", stopping),
 	}
 }
 
@@ -82,17 +96,20 @@ func (s *server) status() admin.Status {
 
 // hooks lists our programs, each with its neighbours.
 func (s *server) hooks() []admin.Hook {
+	programs := s.guard.state().programs
 	var list []admin.Hook
-	for _, p := range s.guard.state().programs {
-		if len(list) == 0 || list[len(list)-1].Name != p.Hook {
-			list = append(list, admin.Hook{Name: p.Hook})
+	for _, name := range redirect.Hooks() {
+		h := admin.Hook{Name: name}
+		for _, p := range programs {
+			switch {
+			case p.Hook != name:
+			case p.Ours:
+				h.Attached, h.Program, h.Link = true, p.ID, p.Link
+			default:
+				h.Others = append(h.Others, fmt.Sprintf("%s (id %d)", p.Name, p.ID))
+			}
 		}
-		h := &list[len(list)-1]
-		if p.Ours {
-			h.Attached, h.Program = true, p.ID
-		} else {
-			h.Others = append(h.Others, fmt.Sprintf("%s (id %d)", p.Name, p.ID))
-		}
+		list = append(list, h)
 	}
 	return list
 }
@@ -131,16 +148,17 @@ func (s *server) state() admin.State {
 	return admin.State{Status: s.status(), Targets: s.targets.snapshot(), Tunnels: s.tunnelList(), Connections: s.connectionList()}
 }
 
-// forget drops a node: its tunnel, its targets, and what is stored. Its open connections go with the tunnel.
+// forget drops a node: its targets, what is stored, and its tunnel, with which its open connections go. The tunnel last: an agent that
+// still lives logs in again at once, and is then known again.
 func (s *server) forget(ctx context.Context, node string) (admin.Forgotten, error) {
-	s.tunnels.Forget(node)
 	gone, known, err := s.targets.forget(ctx, node)
+	s.tunnels.Forget(node)
+	s.conns.Forget(node)
 	if err != nil {
 		return admin.Forgotten{}, err
 	}
 	if !known {
 		return admin.Forgotten{}, admin.ErrUnknownNode
 	}
-	s.conns.Forget(node)
 	return admin.Forgotten{Node: node, Targets: gone}, nil
 }

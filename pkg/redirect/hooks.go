@@ -12,6 +12,15 @@ type hook struct {
 	last bool
 }
 
+// Hooks names the places at which a program has to run, in the order of [Kernel.Programs].
+func Hooks() []string {
+	var names []string
+	for _, h := range hooks() {
+		names = append(names, h.name)
+	}
+	return names
+}
+
 // hooks are in the order in which programs are swapped. Nothing is atomic across hooks, so what understands a record comes
 // before what makes it.
 func hooks() []hook {

@@ -16,6 +16,7 @@ type HookProgram struct {
 	ID   uint32
 	Name string // at most 15 bytes; empty if this process may not ask
 	Ours bool
+	Link uint32 // id, for ours
 }
 
 // Programs lists what is attached beside the programs of this process and itself, hook by hook, in the order in which they run.
@@ -51,7 +52,13 @@ func (k *Kernel) programsOn(group *cgroup, h hook) ([]HookProgram, error) {
 	id, _ := ours.ID()
 	var list []HookProgram
 	for _, p := range attached.Programs {
-		list = append(list, HookProgram{Hook: h.name, ID: uint32(p.ID), Name: programName(p.ID), Ours: p.ID == id})
+		program := HookProgram{Hook: h.name, ID: uint32(p.ID), Name: programName(p.ID), Ours: p.ID == id}
+		if l := k.links[h.name]; l != nil && program.Ours {
+			if info, err := l.Info(); err == nil {
+				program.Link = uint32(info.ID)
+			}
+		}
+		list = append(list, program)
 	}
 	return list, nil
 }
