@@ -44,6 +44,9 @@ func (b bar) met(value float64) bool {
 
 // judge says whether the median meets the bar, and if the rounds disagree, how many of them do.
 func (b bar) judge(rounds []float64) string {
+	if len(rounds) == 0 {
+		return nothing
+	}
 	verdict := "**missed**"
 	if b.met(spreadOf(rounds).Median) {
 		verdict = "met"

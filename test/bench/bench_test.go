@@ -126,6 +126,7 @@ func TestVerdicts(t *testing.T) {
 		{least, []float64{0.7, 0.6, 0.8}, "**missed** (1 of 3 rounds met it)"},
 		{most, []float64{1.3}, "met"},
 		{most, []float64{1.31}, "**missed**"},
+		{most, nil, nothing},
 	} {
 		if got := c.bar.judge(c.rounds); got != c.want {
 			t.Errorf("%v judges %v: %q, not %q", c.bar, c.rounds, got, c.want)
@@ -154,7 +155,7 @@ func TestPageWithoutMarkers(t *testing.T) {
 }
 
 func TestBadArguments(t *testing.T) {
-	for _, args := range [][]string{{"-suite", "speed"}, {"-rounds", "-1"}, {"something"}} {
+	for _, args := range [][]string{{"-suite", "speed"}, {"-rounds", "-1"}, {"something"}, {"-path", "tls", "-out", "."}} {
 		if err := run(context.Background(), t.Output(), t.Output(), args); err == nil {
 			t.Errorf("%q were accepted", args)
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,8 +40,11 @@ func runDatapath(ctx context.Context, o options) (_ *datapathResult, err error) 
 		return nil, err
 	}
 	for _, w := range works(o.quick) {
-		result.Works = append(result.Works, measured{w, map[string][]sample{}})
+		if o.only.work(w) {
+			result.Works = append(result.Works, measured{w, map[string][]sample{}})
+		}
 	}
+	s.paths = slices.DeleteFunc(s.paths, func(p *path) bool { return !o.only.path(p.name) })
 	for round := range o.rounds {
 		for _, m := range result.Works {
 			for i := range s.paths {

@@ -78,7 +78,18 @@ type options struct {
 	quick   bool
 	rounds  int
 	profile string // folder for CPU profiles instead of measurements
+	only    filter // of the data path suite
 	progress
+}
+
+// filter leaves out works and paths, for whoever works on one of them. What it leaves is printed and never written.
+type filter struct{ works, paths string }
+
+func (f filter) work(w work) bool {
+	return f.works == "" || strings.Contains(","+f.works+",", ","+string(w.Kind)+",")
+}
+func (f filter) path(p string) bool {
+	return f.paths == "" || strings.Contains(","+f.paths+",", ","+p+",")
 }
 
 // progress is where a run says what it is doing.
@@ -95,6 +106,8 @@ func run(ctx context.Context, out, errOut io.Writer, args []string) error {
 	flags.BoolVar(&o.quick, "quick", false, "few repetitions: shows that everything works, the numbers mean little")
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds over all paths (default 7, with -quick 1)")
 	flags.StringVar(&o.profile, "profile", "", "write CPU profiles of tunnel-server and tunnel-agent for each work into this folder; measure nothing")
+	flags.StringVar(&o.only.works, "work", "", "only these works of the data path: connect, ping, down, up; nothing is written")
+	flags.StringVar(&o.only.paths, "path", "", "only these paths: direct, tls, yamux, edge-tunnel; nothing is written")
 	suites := flags.String("suite", strings.Join(suiteNames(), ","), "suites to run")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -111,7 +124,10 @@ func run(ctx context.Context, out, errOut io.Writer, args []string) error {
 			o.rounds = 1
 		}
 	}
-	if o.out == "" && !o.quick {
+	switch whole := o.only == (filter{}); {
+	case !whole && o.out != "":
+		return errors.New("-out needs all works and paths")
+	case whole && o.out == "" && !o.quick:
 		o.out = "docs"
 	}
 	if o.rounds < 1 || flags.NArg() > 0 {

@@ -119,7 +119,7 @@ func (m measured) row(goals []bar) []string {
 	row := []string{name}
 	for _, p := range comparedPaths {
 		cell := spreadOf(m.values(p.name)).text(0)
-		if !m.Work.bulk() {
+		if !m.Work.bulk() && len(m.Paths[p.name]) > 0 {
 			p99 := spreadOf(each(m.Paths[p.name], func(s sample) float64 { return s.P99 }))
 			rate := spreadOf(each(m.Paths[p.name], sample.perSecond))
 			cell += fmt.Sprintf(", %s, %s/s", number(p99.Median, 0), number(rate.Median, 0))
@@ -188,16 +188,22 @@ func (h *hookResult) text() string {
 
 // text is the median and the range of the rounds.
 func (s spread) text(decimals int) string {
+	if s == (spread{}) {
+		return nothing
+	}
 	if s.Min == s.Max {
 		return number(s.Median, decimals)
 	}
 	return fmt.Sprintf("%s (%s–%s)", number(s.Median, decimals), number(s.Min, decimals), number(s.Max, decimals))
 }
 
+// nothing stands for what was not measured.
+const nothing = "–"
+
 // number has commas between thousands.
 func number(value float64, decimals int) string {
 	if math.IsNaN(value) || math.IsInf(value, 0) {
-		return "–"
+		return nothing
 	}
 	if math.Abs(value) >= 1000 {
 		decimals = 0

@@ -31,6 +31,9 @@ func profileAll(ctx context.Context, o options) (err error) {
 		return err
 	}
 	for _, w := range works(o.quick) {
+		if !o.only.work(w) {
+			continue
+		}
 		if err := s.profile(ctx, w, o.profile); err != nil {
 			return fmt.Errorf("profile %s: %w", w, err)
 		}
