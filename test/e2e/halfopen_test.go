@@ -19,11 +19,11 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
-// halfOpen connections are held against a server, more than twice as many as it keeps.
 const (
-	halfOpen       = 10_000
-	halfOpenKept   = 4096              // what a server keeps of them
-	halfOpenMemory = halfOpenKept * 64 // KiB that they may cost it, under the race detector too
+	halfOpen     = 10_000 // connections that are held against a server
+	halfOpenKept = 4096   // those of them that it keeps
+	halfOpenCost = 32     // KiB that each of these may cost it, garbage included
+	raceCost     = 5      // times as much, under the race detector
 )
 
 // Ten thousand connections from one address that never log in, half of which have begun a handshake, and which come again when they are dropped: the
@@ -46,13 +46,17 @@ func TestHalfOpenConnections(t *testing.T) {
 	if err := flood.WaitFor(ctx, "all were there"); err != nil {
 		t.Fatal(err)
 	}
-	m := s.server.metrics()
-	if pending := m[`edge_tunnel_tunnels{state="pending"}`]; pending > halfOpenKept || pending < halfOpenKept/4 {
-		t.Errorf("%v connections are pending, want less than %d, and enough to prove something", pending, halfOpenKept)
-	}
-	if got := m["process_open_fds"]; got > before["process_open_fds"]+halfOpenKept+100 {
-		t.Errorf("%v descriptors are open, %v before", got, before["process_open_fds"])
-	}
+	eventually(t, patience, func() error {
+		m, err := s.server.tryMetrics()
+		if err != nil {
+			return err
+		}
+		pending, files, dropped := m[`edge_tunnel_tunnels{state="pending"}`], m["process_open_fds"]-before["process_open_fds"], m.refused("dropped")
+		if pending > halfOpenKept || files > halfOpenKept+100 || dropped+m.refused("timeout") < halfOpen-halfOpenKept {
+			err = fmt.Errorf("%v connections are pending, %v more descriptors open, %v connections were dropped", pending, files, dropped)
+		}
+		return err
+	})
 
 	agent := second.startAgent([]*host{s.cloud})
 	s.server.waitTarget(second.V4, "online")
@@ -63,14 +67,15 @@ func TestHalfOpenConnections(t *testing.T) {
 	s.cloud.mustEcho(addr)
 
 	peak := residentMemory(t, s.server, "VmHWM")
-	m = s.server.metrics()
+	m := s.server.metrics()
 	t.Logf("%v accepted, %v dropped, %v timed out, %v KiB before and %v KiB at most",
 		m["edge_tunnel_tunnel_connections_total"], m.refused("dropped"), m.refused("timeout"), memory, peak)
-	if peak > memory+halfOpenMemory {
-		t.Errorf("%d KiB, and %d KiB before", peak, memory)
+	limit := halfOpenKept * halfOpenCost
+	if raceDetector() {
+		limit *= raceCost
 	}
-	if m.refused("dropped") < halfOpen-halfOpenKept {
-		t.Errorf("%v dropped", m.refused("dropped"))
+	if peak > memory+limit {
+		t.Errorf("%d KiB at most, %d KiB before, may grow by %d", peak, memory, limit)
 	}
 
 	flood.Kill()

@@ -41,8 +41,10 @@ import (
 
 // helpers are processes inside of nodes; see [host.helper]. Each is in the file that uses it.
 var helpers = netlab.Helpers{
-	"hands":     handsMain,
-	"half-open": halfOpenMain,
+	"hands":         handsMain,
+	"half-open":     halfOpenMain,
+	"ask-in-cgroup": askInCgroupMain,
+	"connect-flood": connectFloodMain,
 }
 
 func TestMain(m *testing.M) {
