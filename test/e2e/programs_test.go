@@ -9,18 +9,32 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"testing"
 )
 
 // programs builds the programs when the first test needs them, and returns the folder that they are in.
 var programs = sync.OnceValues(func() (string, error) { return buildPrograms(raceDetector()) })
 
-// plainPrograms are without the race detector, whatever the tests have: for tests that move gigabytes.
+// plainPrograms are without the race detector, whatever the tests have: for tests that move gigabytes or measure
+// memory.
 var plainPrograms = sync.OnceValues(func() (string, error) {
 	if !raceDetector() {
 		return programs()
 	}
 	return buildPrograms(false)
 })
+
+// newPlainWorld is newWorld with plainPrograms.
+func newPlainWorld(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t)
+	bin, err := plainPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.bin = bin
+	return w
+}
 
 func buildPrograms(race bool) (string, error) {
 	dir, err := os.MkdirTemp("", programsPrefix())

@@ -82,16 +82,11 @@ func bulkSize(t *testing.T) int64 {
 	return n << 20
 }
 
-// scp and rsync copy a GiB to the edge and another one back. The programs are without the race detector here.
+// scp and rsync copy a GiB to the edge and another one back.
 func TestBulkCopies(t *testing.T) {
 	t.Parallel()
 	size := bulkSize(t)
-	w := newWorld(t)
-	bin, err := plainPrograms()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.bin = bin
+	w := newPlainWorld(t)
 	s := w.startSite(filePorts()...)
 	pod := s.cloud.pod("pod-1")
 	s.startFiles()
