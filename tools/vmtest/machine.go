@@ -94,7 +94,7 @@ func boot(ctx context.Context, k kernel, initramfs string, out io.Writer) error 
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-kernel", k.image, "-initrd", initramfs,
 		// Only errors of the kernel's own; a panic ends the machine at once.
-		"-append", "console=ttyS0 loglevel=3 panic=-1 no5lvl")
+		"-append", "console=ttyS0 loglevel=4 panic=-1 softlockup_panic=1 no5lvl")
 	cmd.Stdout = out
 	var complaint strings.Builder
 	cmd.Stderr = &complaint
