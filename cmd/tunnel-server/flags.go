@@ -73,30 +73,30 @@ func parse(env cli.Env) (options, error) {
 	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `FILE` with the CAs that sign agents and servers.")
 	tls.StringVar(&o.files.Cert, "cert", "", "PEM `FILE` with this server's certificate.")
 	tls.StringVar(&o.files.Key, "key", "", "PEM `FILE` with its key, mode 0600.")
-	tls.StringVar(&o.files.Deny, "deny-file", "", "`FILE` with names and serial:HEX of certificates to refuse, one a line; watched.")
+	tls.StringVar(&o.files.Deny, "deny-file", "", "Names and serial:HEX of certificates to refuse, one a line in this `FILE`; watched.")
 	flags.Require("ca-cert", "cert", "key")
 
 	icept := flags.Group("Interception")
-	cli.PortsVar(icept, &o.ports, "tunneled-ports", "Destination `PORT` to intercept on edge addresses, beside 10250 and 10255.")
-	cli.PrefixesVar(icept, &o.cidrs, "target-cidr", "Only addresses in these `CIDR` can be edge addresses. Default: any that no rule forbids.")
+	cli.PortsVar(icept, &o.ports, "tunneled-ports", "Destination ports to intercept on edge addresses, beside 10250 and 10255.")
+	cli.PrefixesVar(icept, &o.cidrs, "target-cidr", "Only addresses in these ranges can be edge addresses. Default: any that no rule forbids.")
 	cli.ChoiceVar(icept, &o.hostOnly, "intercept", []cli.Choice[bool]{{Word: "all", Value: false}, {Word: "host", Value: true}},
 		"Whose connects: all processes of the node, or only those in the host's network namespace.")
-	icept.StringSliceVar(&o.optOut, "opt-out-cgroup", nil, "cgroup2 `DIR` below --cgroup-root whose processes are never intercepted.")
-	cli.PortVar(icept, &o.redirectPort, "redirect-port", "First of the 8 `PORT` that intercepted connections are redirected to.")
-	cli.AddrsVar(icept, &o.nodeIPs, "node-ip", "`IP`, one for each family, at which the node's pods reach this server."+
+	icept.StringSliceVar(&o.optOut, "opt-out-cgroup", nil, "Leave the processes of this cgroup2 `DIR`, below --cgroup-root, alone. May be repeated.")
+	cli.PortVar(icept, &o.redirectPort, "redirect-port", "First of the 8 ports that intercepted connections are redirected to.")
+	cli.AddrsVar(icept, &o.nodeIPs, "node-ip", "Addresses, one for each family, at which the node's pods reach this server."+
 		" Default: the source addresses of the default routes, followed when they change.")
 
 	tun := flags.Group("Tunnels and connections")
-	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "`ADDR` where agents log in.")
+	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "Where agents log in.")
 	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit, 65536 at most.")
 	tun.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
 
 	host := flags.Group("Host")
-	cli.ListenVar(host, &o.admin, "admin", "`ADDR` for health, metrics and read-only state.")
-	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl (`PATH`).")
-	host.StringVar(&o.stateDir, "state-dir", "", "`DIR` that remembers edge nodes across reboots. Default: only the kernel's maps remember, until a reboot.")
-	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "Where the BPF file system is mounted (`DIR`).")
-	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "cgroup2 `DIR` to attach to. Default: the root of the mounted hierarchy.")
+	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
+	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl, at this `PATH`.")
+	host.StringVar(&o.stateDir, "state-dir", "", "Remember edge nodes across reboots in this `DIR`. Default: only the kernel's maps remember, until a reboot.")
+	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "`DIR` where the BPF file system is mounted.")
+	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "Attach to this cgroup2 `DIR`. Default: the root of the mounted hierarchy.")
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
 
 	cli.LogVar(flags.Group("Logging"), &o.log)
