@@ -56,28 +56,28 @@ func parse(env cli.Env) (options, error) {
 	}
 
 	servers := flags.Group("Servers")
-	cli.HostPortsVar(servers, &o.servers, "server", wire.Port, "`addresses` of tunnel-servers. A tunnel is kept to each of several;"+
+	cli.HostPortsVar(servers, &o.servers, "server", wire.Port, "Addresses of tunnel-servers. A tunnel is kept to each of several;"+
 		" a single one may be a load balancer, see --tunnels.")
 	servers.IntVar(&o.tunnels, "tunnels", o.tunnels, "Tunnels to keep to distinct servers behind a single --server.")
 	flags.Require("server")
 
 	tls := flags.Group("Identity")
-	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `file` with the CAs that sign agents and servers.")
-	tls.StringVar(&o.files.Cert, "cert", "", "PEM `file` with this node's certificate.")
-	tls.StringVar(&o.files.Key, "key", "", "PEM `file` with its key, mode 0600.")
-	tls.StringVar(&o.files.Deny, "deny-file", "", "`file` with names and serial:HEX of servers' certificates to refuse, one a line; watched.")
+	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `FILE` with the CAs that sign agents and servers.")
+	tls.StringVar(&o.files.Cert, "cert", "", "PEM `FILE` with this node's certificate.")
+	tls.StringVar(&o.files.Key, "key", "", "PEM `FILE` with its key, mode 0600.")
+	tls.StringVar(&o.files.Deny, "deny-file", "", "Names and serial:HEX of servers' certificates to refuse, one a line in this `FILE`; watched.")
 	flags.Require("ca-cert", "cert", "key")
 
 	policy := flags.Group("What may be dialed")
-	cli.PortsVar(policy, &o.loopbackPorts, "localhost-proxy-ports", "`ports` for which loopback is dialed instead of the destination,"+
+	cli.PortsVar(policy, &o.loopbackPorts, "localhost-proxy-ports", "Ports for which loopback is dialed instead of the destination,"+
 		" and then, if it refuses, the node's address that was asked for.")
 	var allow []string
-	policy.StringArrayVar(&allow, "allow", nil, "`HOST-OR-CIDR:PORTS` beyond this node that may be dialed: 192.168.7.20:22,8000-8100"+
+	policy.StringArrayVar(&allow, "allow", nil, "`ADDR-OR-CIDR:PORTS` beyond this node that may be dialed: 192.168.7.20:22,8000-8100"+
 		" or [fd00:7::/64]:*. Addresses only, names are not looked up.")
 
 	host := flags.Group("Host")
-	cli.ListenVar(host, &o.admin, "admin", "`address` for health, metrics and read-only state.")
-	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl (`path`).")
+	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
+	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl, at this `PATH`.")
 	host.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
 
@@ -88,7 +88,7 @@ func parse(env cli.Env) (options, error) {
 	var errs []error
 	var err error
 	if o.allow, err = deliver.ParseRules(allow...); err != nil {
-		errs = append(errs, cli.WithHint(cli.Usagef("--allow: %w", err), "expected HOST-OR-CIDR:PORTS, such as 192.168.7.20:22,80 or [fd00:7::/64]:8000-8100"))
+		errs = append(errs, cli.WithHint(cli.Usagef("--allow: %w", err), "expected ADDR-OR-CIDR:PORTS, such as 192.168.7.20:22,80 or [fd00:7::/64]:8000-8100"))
 	}
 	if o.tunnels < 1 || o.tunnels > 16 {
 		errs = append(errs, cli.Usagef("--tunnels: %d is not between 1 and 16", o.tunnels))

@@ -296,7 +296,7 @@ func TestBadStarts(t *testing.T) {
 	}{
 		{nil, cli.StatusUsage, "--server is required"},
 		{good("--allow", "printer:80"), cli.StatusUsage, "names are not looked up"},
-		{good("--allow", "10.0.0.1"), cli.StatusUsage, "expected HOST-OR-CIDR:PORTS"},
+		{good("--allow", "10.0.0.1"), cli.StatusUsage, "expected ADDR-OR-CIDR:PORTS"},
 		{good("--tunnels", "0"), cli.StatusUsage, "not between 1 and 16"},
 		{good("--drain-timeout", "-1s"), cli.StatusUsage, "is negative"},
 		{good("--localhost-proxy-ports", "http"), cli.StatusUsage, "--localhost-proxy-ports"},

@@ -76,7 +76,7 @@ func (e *RuleError) Error() string { return fmt.Sprintf("bad rule %q: %s", e.Tex
 // Reason is the label for metrics and records.
 func (e *RuleError) Reason() string { return "bad_rule" }
 
-// ParseRules reads rules of the form HOST-OR-CIDR:PORTS, separated by commas, in one text or in several:
+// ParseRules reads rules of the form ADDR-OR-CIDR:PORTS, separated by commas, in one text or in several:
 //
 //	192.168.7.20:22,80      10.1.0.0/16:8000-8100      [fd00:7::/64]:*      192.168.7.20:22,80,[fd00:7::1]:443
 //
@@ -100,7 +100,7 @@ func ParseRules(texts ...string) ([]Rule, error) {
 				rules = append(rules, Rule{Prefix: prefix})
 			}
 			if len(rules) == first {
-				return nil, &RuleError{part, "want HOST-OR-CIDR:PORTS"}
+				return nil, &RuleError{part, "want ADDR-OR-CIDR:PORTS"}
 			}
 			rule := &rules[len(rules)-1]
 			if len(rule.Ports) == MaxPorts {

@@ -42,8 +42,8 @@ func TestParseRules(t *testing.T) {
 
 func TestParseRulesRefuses(t *testing.T) {
 	for text, problem := range map[string]string{
-		"":                     "want HOST-OR-CIDR:PORTS",
-		"22":                   "want HOST-OR-CIDR:PORTS",
+		"":                     "want ADDR-OR-CIDR:PORTS",
+		"22":                   "want ADDR-OR-CIDR:PORTS",
 		"10.0.0.1":             "ports are missing",
 		"10.0.0.1:":            "ports are missing",
 		"[fd00::1]":            "ports are missing",
