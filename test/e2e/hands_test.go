@@ -25,7 +25,7 @@ import (
 type hands struct {
 	conn  *net.UnixConn // packets
 	pid   int           // of the process that its sockets' records name
-	netns string        // as /proc shows it
+	netns *os.File      // of its namespace, whose number is not given to another one while this is open
 
 	mu      sync.Mutex
 	last    uint64
@@ -88,7 +88,7 @@ func (h *host) newHands() *hands {
 		conn.Close()
 		h.t.Fatalf("start the hands of %s: %v", h.Name, err)
 	}
-	netns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", process.PID()))
+	netns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", process.PID()))
 	if err != nil {
 		conn.Close()
 		h.t.Fatal(err)

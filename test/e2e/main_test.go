@@ -41,6 +41,7 @@ import (
 
 // helpers are processes inside of nodes; see [host.helper]. Each is in the file that uses it.
 var helpers = netlab.Helpers{
+	"caller":        callerMain,
 	"hands":         handsMain,
 	"half-open":     halfOpenMain,
 	"ask-in-cgroup": askInCgroupMain,
