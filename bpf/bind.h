@@ -21,7 +21,7 @@ static __always_inline int on_bind(struct bpf_sock_addr *ctx)
 	if (ctx->protocol != IPPROTO_TCP)
 		return PROCEED;
 	cfg = live_config();
-	if (!cfg || bpf_ntohs(ctx->user_port) - cfg->redirect_port >= (__u32)REDIRECT_PORTS)
+	if (!cfg || !is_redirect_port(cfg, bpf_ntohs(ctx->user_port)))
 		return PROCEED;
 	if (bpf_get_netns_cookie(ctx) != cfg->host_netns)
 		return PROCEED;

@@ -18,11 +18,9 @@
  * Between the two it runs twice for one connect(), and finds its own work the second time. Only then is a record
  * allowed to stay armed for a connect() to the redirect address itself.
  */
-static __always_inline int keep_while_moving(const struct sock_record *rec, const struct endpoint *dst)
+static __always_inline int keep_while_moving(const struct config *cfg, const struct sock_record *rec, const struct endpoint *dst)
 {
-	struct config *cfg = live_config();
-
-	return cfg && cfg->moving && rec->kind == SOCK_ARMED && rec->redirect_port == dst->port &&
+	return cfg->moving && rec->kind == SOCK_ARMED && rec->redirect_port == dst->port &&
 	       same_addr(rec->redirect_addr, dst->addr);
 }
 
@@ -99,11 +97,23 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, int family)
 	struct config *cfg;
 	__u8 canary = 0;
 	__u64 netns;
-	int host;
+	int tunneled, host;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return PROCEED;
 	read_user(ctx, family, &dst);
+	cfg = live_config();
+	if (!cfg)
+		return PROCEED;
+
+	/* What most connections of a node pay is this one lookup. They may leave an armed record behind them: it is handed over by a
+	 * connection to its redirect address only, and those pass here. */
+	struct port_key port = { .port = dst.port };
+	tunneled = bpf_map_lookup_elem(&ports, &port) != 0;
+	if (!tunneled && !is_redirect_port(cfg, dst.port)) {
+		COUNT(missed);
+		return PROCEED;
+	}
 
 	rec = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
 	if (rec) {
@@ -116,12 +126,10 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, int family)
 		if (rec->kind == SOCK_CANARY)
 			canary = rec->origin.canary;
 		/* The record of an earlier connect() must not be handed over by this one, whichever way it goes. */
-		if (!keep_while_moving(rec, &dst))
+		if (!keep_while_moving(cfg, rec, &dst))
 			rec->kind = SOCK_IDLE;
 	}
-
-	struct port_key port = { .port = dst.port };
-	if (!bpf_map_lookup_elem(&ports, &port)) {
+	if (!tunneled) {
 		COUNT(missed);
 		return PROCEED;
 	}
@@ -134,8 +142,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, int family)
 		return PROCEED;
 	}
 
-	cfg = live_config();
-	if (!cfg || !cfg->host_netns) {
+	if (!cfg->host_netns) {
 		COUNT(inactive);
 		return PROCEED;
 	}

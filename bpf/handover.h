@@ -79,7 +79,7 @@ static __always_inline void on_server_established(struct bpf_sock_ops *ctx)
 	int host;
 	long gone;
 
-	if (!cfg || ctx->local_port - cfg->redirect_port >= REDIRECT_PORTS)
+	if (!cfg || !is_redirect_port(cfg, ctx->local_port))
 		return;
 	/* A pod may use the same ports for something of its own. */
 	if (have_sock_ops_netns && bpf_get_netns_cookie(ctx) != cfg->host_netns)

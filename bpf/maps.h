@@ -77,6 +77,11 @@ static __always_inline struct config *live_config(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
+static __always_inline int is_redirect_port(const struct config *cfg, __u32 port)
+{
+	return port - cfg->redirect_port < (__u32)REDIRECT_PORTS;
+}
+
 static __always_inline struct counters *my_counters(void)
 {
 	__u32 zero = 0;

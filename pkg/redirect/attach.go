@@ -50,13 +50,14 @@ func (k *Kernel) Attach() (err error) {
 		return err
 	}
 
-	if k.netns.Load() == 0 {
+	if k.learn {
 		netns, err := k.learnNetns()
 		if err != nil {
 			return err
 		}
 		k.netns.Store(netns)
 		k.config.HostNetns = netns
+		k.learn = false
 		return k.writeConfig()
 	}
 	return nil

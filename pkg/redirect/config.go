@@ -24,10 +24,12 @@ func (k *Kernel) initConfig() error {
 	if err != nil {
 		return err
 	}
-	k.netns.Store(netns)
 	if netns != 0 {
 		k.config.HostNetns = netns
+	} else {
+		k.learn = true // at Attach; until then what a predecessor learnt is in force
 	}
+	k.netns.Store(k.config.HostNetns)
 	k.config.Layout = layout
 	k.config.RedirectPort = k.opts.RedirectPort
 	k.config.HostOnly = flag(k.opts.HostOnly)
@@ -159,7 +161,7 @@ func hostNetns(opts Options) (uint64, error) {
 }
 
 // learnNetns finds the cookie where the kernel does not tell it: connect() of a socket with a BYPASS record leaves it in the record.
-// The connection itself goes nowhere.
+// The connection itself goes nowhere: TCP refuses to broadcast, after the hook. The port has to be one that the hook looks at.
 func (k *Kernel) learnNetns() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -169,8 +171,7 @@ func (k *Kernel) learnNetns() (uint64, error) {
 	if err := k.mark(fd, kernelSockRecord{Kind: kernelSockKindSOCK_BYPASS}); err != nil {
 		return 0, err
 	}
-	// Port 0 is refused by TCP itself, after the hook.
-	_ = unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	_ = unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{255, 255, 255, 255}, Port: int(k.opts.RedirectPort)})
 	rec, err := k.record(fd)
 	if err != nil {
 		return 0, err

@@ -22,7 +22,7 @@ type Kernel struct {
 	pins  pins
 	lock  *os.File
 	spec  *ebpf.CollectionSpec
-	netns atomic.Uint64 // cookie of the host's namespace; 0 until Attach has learnt it
+	netns atomic.Uint64 // cookie of the host's namespace; 0 if nobody has learnt it yet
 
 	// Set by Open and constant: the records of sockets, and the verdicts. Neither waits for mu, which a long list of targets holds
 	// for a while.
@@ -38,6 +38,7 @@ type Kernel struct {
 	unpinned map[string]bool      // maps that are new and not in force before Attach
 	links    map[string]link.Link // by hook; empty before Attach
 	first    bool                 // nothing was attached at Open, nor has Attach succeeded: what it does can be taken back, whole
+	learn    bool                 // the kernel cannot tell the cookie of the host's namespace: Attach finds out
 	config   kernelConfig
 	targets  map[netip.Addr]Target
 	ports    map[uint16]struct{}

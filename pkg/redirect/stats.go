@@ -15,7 +15,7 @@ type Counters struct {
 	Offline, Ambiguous               uint64 // refused (before Linux 5.18 redirected as well, to be reset)
 	NoFamily                         uint64 // refused: the node has no address of the socket's family
 	StorageFailed                    uint64 // refused: no memory for the socket's record
-	Bypassed                         uint64 // the daemon's own
+	Bypassed                         uint64 // the daemon's own, to tunneled ports
 	OptedOut                         uint64 // by cgroup
 	DeviceBound                      uint64 // in the host's namespace, bound to a device: went direct
 	PodSkipped                       uint64 // went direct because of HostOnly
