@@ -409,6 +409,32 @@ func TestBothAreClosed(t *testing.T) {
 	}
 }
 
+// A side that the kernel closes, since the process died, is reset: the far end must not take a part for the whole. Close still ends in order.
+func TestDeathIsNoEnd(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		close func(*net.TCPConn, Conn)
+		reset bool
+	}{
+		{"process died", func(c *net.TCPConn, _ Conn) { c.Close() }, true}, // what the kernel does: close without Close
+		{"closed", func(_ *net.TCPConn, c Conn) { c.Close() }, false},
+	} {
+		near, far := tcpPair(t)
+		side := TCP(near)
+		if _, err := side.Write([]byte("half")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(far, make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		c.close(near, side)
+		_, err := far.Read(make([]byte, 1))
+		if IsReset(err) != c.reset || !c.reset && err != io.EOF {
+			t.Errorf("%s: the far end reads %v", c.name, err)
+		}
+	}
+}
+
 // TestLeftoverDeadline: the callers use deadlines for the exchange before the relay.
 func TestLeftoverDeadline(t *testing.T) {
 	client, a := tcpPair(t)

@@ -12,9 +12,13 @@ import (
 )
 
 // TCP makes c a side of a relay. It is a Watcher, and is read without holding a buffer while it is idle.
+//
+// From here on c is reset when the process dies: the kernel, which closes it then, would send a FIN, and the far side would take what
+// it got for all that there is. Close, and nothing else, ends it in order.
 func TCP(c *net.TCPConn) Conn {
 	t := &tcp{TCPConn: c}
 	t.raw, _ = c.SyscallConn() // fails for a nil connection only
+	_ = c.SetLinger(0)         // fails on a closed connection only, as below
 	t.tryRead = t.read
 	return t
 }
@@ -32,10 +36,16 @@ type tcp struct {
 	err     error
 }
 
+// Close ends the connection in order: what was written is sent, and then a FIN.
+func (t *tcp) Close() error {
+	_ = t.SetLinger(-1)
+	return t.TCPConn.Close()
+}
+
 // Reset aborts the connection: with a linger time of 0, close sends RST in place of FIN and drops what is not yet sent.
 func (t *tcp) Reset() error {
-	_ = t.SetLinger(0) // fails on a closed connection only
-	if err := t.Close(); !errors.Is(err, net.ErrClosed) {
+	_ = t.SetLinger(0)
+	if err := t.TCPConn.Close(); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	return nil
