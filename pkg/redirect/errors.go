@@ -79,12 +79,9 @@ func missingCapabilities() []string {
 	if !has(unix.CAP_NET_ADMIN) {
 		missing = append(missing, "CAP_NET_ADMIN")
 	}
-	// Programs are looked up by id for the comparison with the pinned ones, which CAP_BPF alone does not allow.
+	// Running programs are looked up by id, which CAP_BPF alone does not allow; CAP_SYS_ADMIN includes it.
 	if !has(unix.CAP_SYS_ADMIN) {
 		missing = append(missing, "CAP_SYS_ADMIN")
-		if !has(unix.CAP_BPF) {
-			missing = append(missing, "CAP_BPF")
-		}
 	}
 	return missing
 }
