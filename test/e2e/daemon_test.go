@@ -171,11 +171,6 @@ func (d *daemon) waitExit() {
 	}
 }
 
-// ctl runs tunnelctl on the daemon's node, for a command that asks the daemon, and returns its output. See [host.ctl] for others.
-func (d *daemon) ctl(args ...string) (string, error) {
-	return d.host.ctl(append(args, "--control", d.control)...)
-}
-
 // ctl runs tunnelctl on the node and returns its output. Its defaults (sockets in /run, /sys/fs/bpf) are the node's own.
 func (h *host) ctl(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
