@@ -35,8 +35,8 @@ type AgentConfig struct {
 	// Verify, if set, judges a server's connection again when Renew is called.
 	Verify func(tls.ConnectionState) error
 
-	// Handle serves one stream. It runs in a goroutine of its own, and the stream is closed when it returns; ctx ends with the
-	// tunnel. Run waits for it.
+	// Handle serves one stream. It runs in a goroutine of its own, and the stream is closed when it returns; ctx ends with Run's,
+	// and with the tunnel unless both directions had ended before: what has arrived can still be read then. Run waits for it.
 	Handle func(ctx context.Context, s *Stream, h wire.Header)
 
 	Instance [16]byte // default random; not to be kept across restarts
@@ -403,7 +403,8 @@ func (a *Agent) failed(ctx context.Context, sl *slot, err error, d time.Duration
 
 // start runs a new tunnel.
 func (a *Agent) start(ctx context.Context, t *agentTunnel, wg *sync.WaitGroup) {
-	ctx, cancel := context.WithCancel(ctx)
+	life := ctx
+	ctx, cancel := context.WithCancel(life)
 	a.mu.Lock()
 	a.tunnels[t] = struct{}{}
 	a.mu.Unlock()
@@ -411,11 +412,10 @@ func (a *Agent) start(ctx context.Context, t *agentTunnel, wg *sync.WaitGroup) {
 	log.Info("tunnel up", "server_id", t.serverID)
 	wg.Go(func() {
 		defer cancel()
-		stop := context.AfterFunc(ctx, func() { t.sess.kill(errShutdown) })
-		defer stop()
+		defer t.sess.endWith(ctx)()
 		end := t.sess.endAt(t.notAfter, errExpired)
 		defer end.Stop()
-		t.sess.run(func() { a.acceptStreams(ctx, t, wg) })
+		t.sess.run(func() { a.acceptStreams(life, ctx, t, wg) })
 		a.mu.Lock()
 		delete(a.tunnels, t)
 		a.mu.Unlock()
@@ -436,7 +436,7 @@ func (a *Agent) retire(t *agentTunnel, wg *sync.WaitGroup) {
 }
 
 // acceptStreams takes streams at once; whatever is slow about one happens in its own goroutine.
-func (a *Agent) acceptStreams(ctx context.Context, t *agentTunnel, wg *sync.WaitGroup) {
+func (a *Agent) acceptStreams(life, ctx context.Context, t *agentTunnel, wg *sync.WaitGroup) {
 	for {
 		st, err := t.sess.accept()
 		if err != nil {
@@ -451,12 +451,13 @@ func (a *Agent) acceptStreams(ctx context.Context, t *agentTunnel, wg *sync.Wait
 		wg.Go(func() {
 			defer a.handlers.Add(-1)
 			defer st.Close()
-			a.serveStream(ctx, t, st)
+			a.serveStream(life, ctx, t, st)
 		})
 	}
 }
 
-func (a *Agent) serveStream(ctx context.Context, t *agentTunnel, st *Stream) {
+// serveStream reads the header and handles the stream. Life is the agent's, ctx the tunnel's.
+func (a *Agent) serveStream(life, ctx context.Context, t *agentTunnel, st *Stream) {
 	_ = st.SetReadDeadline(time.Now().Add(a.time.header))
 	h, err := wire.ReadHeader(st)
 	if err != nil {
@@ -476,7 +477,14 @@ func (a *Agent) serveStream(ctx context.Context, t *agentTunnel, st *Stream) {
 		}
 	default:
 		_ = st.SetReadDeadline(time.Time{})
-		a.cfg.Handle(ctx, st, h)
+		life, cancel := context.WithCancel(life)
+		defer cancel()
+		defer context.AfterFunc(ctx, func() {
+			if st.lost() {
+				cancel()
+			}
+		})()
+		a.cfg.Handle(life, st, h)
 	}
 }
 

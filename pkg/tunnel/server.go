@@ -441,8 +441,7 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 
 // runTunnel serves a tunnel until it is dead.
 func (s *Server) runTunnel(ctx context.Context, t *serverTunnel) {
-	stop := context.AfterFunc(ctx, func() { t.sess.kill(errShutdown) })
-	defer stop()
+	defer t.sess.endWith(ctx)()
 	end := t.sess.endAt(t.id.NotAfter, errExpired)
 	defer end.Stop()
 	log := t.sess.log

@@ -136,7 +136,7 @@ func (l *link) claim(m *yamux.Stream) (*Stream, error) {
 // kill ends the session now; all its streams are reset.
 func (s *session) kill(err error) { s.link.fail(err) }
 
-// finish ends a session without streams, after everything queued has been sent.
+// finish ends a session after everything queued has been sent, or two seconds. Streams that are still open are reset.
 func (s *session) finish(err error) {
 	s.link.closeSoon()
 	t := time.NewTimer(2 * time.Second)
@@ -146,6 +146,21 @@ func (s *session) finish(err error) {
 	case <-s.link.dead:
 	}
 	s.kill(err)
+}
+
+// endWith ends the session when ctx ends, after everything queued has been sent: streams that have just ended count on that. The
+// function it returns has to be called when the session is over; it waits.
+func (s *session) endWith(ctx context.Context) func() {
+	finished := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(finished)
+		s.finish(errShutdown)
+	})
+	return func() {
+		if !stop() {
+			<-finished
+		}
+	}
 }
 
 // retire asks the far end to open no more streams, waits until the last one has ended, and ends the session. It

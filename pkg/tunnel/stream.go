@@ -259,6 +259,16 @@ func (l *link) linger(s *Stream) {
 	}
 }
 
+// lost reports whether the stream was reset, or its tunnel ended before both of its directions had.
+func (s *Stream) lost() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // LocalAddr is this end of the tunnel's connection.
 func (s *Stream) LocalAddr() net.Addr { return s.link.raw.LocalAddr() }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -206,4 +207,90 @@ func TestAgentDrains(t *testing.T) {
 	wantStopped(t, s.agent, 0)
 	s.server.waitTarget(s.edge.V4, "offline")
 	s.server.waitIdle()
+}
+
+// What a service has said before the agent stopped arrives whole, also what the agent had just taken over when its last connection
+// ended.
+func TestAgentStopLosesNothing(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	const clients, size = 8, 200 << 10
+	speak := make(chan struct{})
+	addr := s.edge.serve(servicePort, func(conn *net.TCPConn) {
+		if _, err := io.WriteString(conn, greeting); err != nil {
+			return
+		}
+		<-speak
+		source(size)(conn)
+	})
+	var conns []*net.TCPConn
+	for range clients {
+		conn := s.cloud.mustDial(addr)
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		if _, err := io.ReadFull(conn, make([]byte, len(greeting))); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	if err := s.agent.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.agent.waitLog("stopping")
+	close(speak)
+	wantStopped(t, s.agent, 0)
+	for i, conn := range conns {
+		if n, err := io.Copy(io.Discard, conn); n != size || err != nil {
+			t.Errorf("client %d got %d bytes of %d, %v", i, n, size, err)
+		}
+	}
+}
+
+// The same in the other direction: what a client has said before the server stopped arrives at the service, which may have said all that it
+// has to say long before.
+func TestServerStopLosesNothing(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	const clients, size = 8, 200 << 10
+	arrived := make(chan int64, clients)
+	addr := s.edge.serve(servicePort, func(conn *net.TCPConn) {
+		_, _ = io.WriteString(conn, greeting)
+		_ = conn.CloseWrite()
+		n, _ := io.Copy(io.Discard, conn)
+		arrived <- n
+	})
+	var conns []*net.TCPConn
+	for range clients {
+		conn := s.cloud.mustDial(addr)
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		if said, err := io.ReadAll(conn); err != nil || string(said) != greeting {
+			t.Fatalf("the service said %q, %v", said, err)
+		}
+		conns = append(conns, conn)
+	}
+	if err := s.server.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.server.waitLog("some agents have not moved")
+	for _, conn := range conns {
+		if _, err := io.Copy(conn, io.LimitReader(zeros{}, size)); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantStopped(t, s.server, 0)
+	for range clients {
+		select {
+		case n := <-arrived:
+			if n != size {
+				t.Errorf("%d bytes of %d arrived", n, size)
+			}
+		case <-time.After(patience):
+			t.Fatal("the service waits for more")
+		}
+	}
 }
