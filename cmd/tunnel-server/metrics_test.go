@@ -23,7 +23,6 @@ import (
 var _ kernelView = (*redirect.Kernel)(nil)
 
 type viewFake struct {
-	kernelView
 	counters redirect.Counters
 	err      error
 }
