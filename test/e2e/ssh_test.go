@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -128,7 +129,7 @@ func TestBulkCopies(t *testing.T) {
 	}
 }
 
-// fill writes a file of that size, which nothing can compress, and returns its SHA-256.
+// fill writes a file of that size, a whole number of MiB, and returns its SHA-256. Nothing can compress a MiB of it, and no two of them are the same.
 func fill(t *testing.T, path string, size int64) [sha256.Size]byte {
 	t.Helper()
 	file, err := os.Create(path)
@@ -137,8 +138,14 @@ func fill(t *testing.T, path string, size int64) [sha256.Size]byte {
 	}
 	defer file.Close()
 	sum := sha256.New()
-	if _, err := io.CopyN(io.MultiWriter(file, sum), rand.NewChaCha8([32]byte{}), size); err != nil {
-		t.Fatal(err)
+	piece := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(piece)
+	for n := range size >> 20 {
+		binary.LittleEndian.PutUint64(piece, uint64(n))
+		sum.Write(piece)
+		if _, err := file.Write(piece); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return [sha256.Size]byte(sum.Sum(nil))
 }
