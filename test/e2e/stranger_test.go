@@ -180,23 +180,23 @@ func TestStrangers(t *testing.T) {
 func TestFalseServers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	real, false := w.cloud("cloud-1"), w.cloud("cloud-2")
+	genuine, impostor := w.cloud("cloud-1"), w.cloud("cloud-2")
 	edge := w.site("home").edge("edge-1")
-	server := real.startServer()
+	server := genuine.startServer()
 
-	w.issueAgent("edge-false", false.V4)
-	w.forge(forged{name: "cloud-useless", role: identity.RoleServer, addrs: false.addrs(), usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	w.issueAgent("edge-false", impostor.V4)
+	w.forge(forged{name: "cloud-useless", role: identity.RoleServer, addrs: impostor.addrs(), usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	w.forge(forged{
-		name: "cloud-old", role: identity.RoleServer, addrs: false.addrs(), notAfter: time.Now().Add(-time.Minute),
+		name: "cloud-old", role: identity.RoleServer, addrs: impostor.addrs(), notAfter: time.Now().Add(-time.Minute),
 		usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	})
-	w.issueServer("cloud-denied", false.V4)
-	w.issueServer("cloud-elsewhere", real.V4)
+	w.issueServer("cloud-denied", impostor.V4)
+	w.issueServer("cloud-elsewhere", genuine.V4)
 	deny := filepath.Join(w.pki, "deny")
 	replaceFile(t, deny, "cloud-denied\n")
 	other := &world{t: t, bin: w.bin, pki: filepath.Join(w.lab.Dir(), "other")}
 	other.ctl("pki", "init", "--dir", other.pki)
-	other.issueServer("cloud-2", false.V4)
+	other.issueServer("cloud-2", impostor.V4)
 
 	with := func(pair tls.Certificate, change func(*tls.Config)) func(*net.TCPConn) {
 		cfg := &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{wire.ALPNAgent}, ClientAuth: tls.RequestClientCert}
@@ -228,13 +228,13 @@ func TestFalseServers(t *testing.T) {
 	flags := []string{"--deny-file", deny}
 	want := make(map[string]string)
 	for i, im := range impostors {
-		addr := false.serveAt(netip.AddrPortFrom(false.V4, 20000+uint16(i)), im.serve)
+		addr := impostor.serveAt(netip.AddrPortFrom(impostor.V4, 20000+uint16(i)), im.serve)
 		flags = append(flags, "--server", addr.String())
 		want[addr.String()] = im.want
 	}
-	agent := edge.startAgent([]*host{real}, flags...)
+	agent := edge.startAgent([]*host{genuine}, flags...)
 	server.waitTarget(edge.V4, "online")
-	real.mustEcho(edge.serve(10250, echo))
+	genuine.mustEcho(edge.serve(10250, echo))
 
 	eventually(t, patience, func() error {
 		list, err := agent.client().Tunnels(t.Context())
