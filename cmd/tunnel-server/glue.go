@@ -28,7 +28,7 @@ func originOf(kernel *redirect.Kernel) func(*net.TCPConn) (intercept.Origin, err
 		if errors.Is(err, redirect.ErrNotIntercepted) {
 			return intercept.Origin{}, intercept.ErrNotIntercepted
 		}
-		return intercept.Origin{Dst: o.Dst, PID: o.PID, UID: o.UID, Comm: o.Comm, Cgroup: o.Cgroup, Netns: o.Netns}, err
+		return intercept.Origin{Dst: o.Dst, PID: o.PID, UID: o.UID, Comm: o.Comm, Cgroup: o.Cgroup, Netns: o.Netns, Host: o.Host}, err
 	}
 }
 

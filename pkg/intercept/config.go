@@ -22,6 +22,7 @@ type Origin struct {
 	Comm     string // the thread's name, up to 15 bytes of its own choice
 	Cgroup   uint64 // cgroup2 id
 	Netns    uint64 // namespace cookie
+	Host     bool   // it is the host's namespace, not a pod's
 }
 
 // ErrNotIntercepted is what an Origin function returns for a connection that nobody redirected: somebody dialed the
@@ -51,7 +52,8 @@ type Config struct {
 	Open func(ctx context.Context, node string, h wire.Header, failed Stream) (Stream, error)
 
 	MaxConns        int           // open connections altogether; default 16384. Keep it below the limit of open files
-	MaxConnsPerNode int           // open connections to one node; default 4096
+	MaxConnsPerNode int           // open connections to one node; default 4096. A pod has half of them at most
+	MaxConnsPerPod  int           // open connections of one network namespace but the host's; default a quarter of MaxConns
 	OpenTimeout     time.Duration // for one call of Open; default 10s
 	StatusTimeout   time.Duration // from header to status; default 15s, more than an agent's dial may take
 	Logger          *slog.Logger  // access records at info, starts at debug; nil: none
@@ -70,6 +72,7 @@ func (c *Config) setDefaults() {
 	}
 	def(&c.MaxConns, 16384)
 	def(&c.MaxConnsPerNode, 4096)
+	def(&c.MaxConnsPerPod, max(1, c.MaxConns/4))
 	wait(&c.OpenTimeout, 10*time.Second)
 	wait(&c.StatusTimeout, 15*time.Second)
 	if c.Logger == nil {
@@ -83,8 +86,8 @@ func (c Config) Validate() error {
 	if c.Origin == nil || c.Lookup == nil || c.Open == nil {
 		errs = append(errs, errors.New("intercept needs Origin, Lookup and Open"))
 	}
-	if c.MaxConns < 0 || c.MaxConnsPerNode < 0 {
-		errs = append(errs, fmt.Errorf("negative connection limit: %d, per node %d", c.MaxConns, c.MaxConnsPerNode))
+	if c.MaxConns < 0 || c.MaxConnsPerNode < 0 || c.MaxConnsPerPod < 0 {
+		errs = append(errs, fmt.Errorf("negative connection limit: %d, per node %d, per pod %d", c.MaxConns, c.MaxConnsPerNode, c.MaxConnsPerPod))
 	}
 	if c.OpenTimeout < 0 || c.StatusTimeout < 0 {
 		errs = append(errs, fmt.Errorf("negative timeout: open %v, status %v", c.OpenTimeout, c.StatusTimeout))

@@ -50,6 +50,11 @@ func (s *Server) handle(tcp *net.TCPConn, entry *ledger.Entry[facts]) {
 	c := &facts{origin: origin, trace: rand.Uint64(), src: unmapped(tcp.RemoteAddr())}
 	reason, detail := s.carry(c, client, entry)
 	result := entry.End(reason)
+	if reason == ReasonPodFull {
+		// At debug only: nor must a pod.
+		s.cfg.Logger.Debug("connection of a pod that has too many", "src", c.src.String(), "comm", origin.Comm, "dst", origin.Dst.String(), "node", c.node)
+		return
+	}
 	if c.node != "" && reason != ReasonNodeFull {
 		s.nodes.end(c.node, result.Sent, result.Received)
 	}
@@ -64,6 +69,11 @@ func (s *Server) carry(c *facts, client relay.Conn, entry *ledger.Entry[facts]) 
 		return ReasonNoRoute, ""
 	}
 	c.node = node
+	if !s.pods.begin(c.origin, node) {
+		client.Reset()
+		return ReasonPodFull, ""
+	}
+	defer s.pods.end(c.origin, node)
 	if !s.nodes.begin(node) {
 		client.Reset()
 		return ReasonNodeFull, ""

@@ -52,7 +52,7 @@ func newLab(t *testing.T, change func(*intercept.Config)) *lab {
 	agents := listen(t)
 	cfg := intercept.Config{
 		Origin: func(*net.TCPConn) (intercept.Origin, error) {
-			return intercept.Origin{Dst: dst, PID: 42, UID: 1000, Comm: "curl", Cgroup: 77, Netns: 5}, nil
+			return intercept.Origin{Dst: dst, PID: 42, UID: 1000, Comm: "curl", Cgroup: 77, Netns: 5, Host: true}, nil
 		},
 		Lookup: func(a netip.Addr) (string, bool) { return "edge-1", a == dst.Addr() },
 		Open: func(ctx context.Context, node string, h wire.Header, failed intercept.Stream) (intercept.Stream, error) {

@@ -21,6 +21,7 @@ const (
 	ReasonCanary         = "canary"          // the program's own test
 	ReasonNoRoute        = "no_route"        // its address belongs to no node (any more)
 	ReasonNodeFull       = "node_full"       // MaxConnsPerNode
+	ReasonPodFull        = "pod_full"        // MaxConnsPerPod, or half of MaxConnsPerNode
 	ReasonOpenFailed     = "open_failed"     // no stream, for no reason known here
 	ReasonOpenTimedOut   = "open_timed_out"  // no stream within OpenTimeout
 	ReasonStatusTimedOut = "status_timed_out"
@@ -39,7 +40,7 @@ func statuses() []string {
 
 func reasons() []string {
 	list := append(statuses(), ledger.RelayReasons()...)
-	return append(list, ReasonNotIntercepted, ReasonOriginFailed, ReasonCanary, ReasonNoRoute, ReasonNodeFull,
+	return append(list, ReasonNotIntercepted, ReasonOriginFailed, ReasonCanary, ReasonNoRoute, ReasonNodeFull, ReasonPodFull,
 		ReasonOpenFailed, ReasonOpenTimedOut, ReasonStatusTimedOut, ReasonStreamLost, ReasonBadReply)
 }
 

@@ -23,6 +23,7 @@ type Server struct {
 	cfg   Config
 	book  *ledger.Book[facts]
 	nodes *nodes
+	pods  *pods
 
 	ctx    context.Context // ends when open connections must be reset
 	cancel context.CancelFunc
@@ -47,6 +48,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:       cfg,
 		book:      ledger.New[facts](cfg.MaxConns, reasons()...),
 		nodes:     newNodes(cfg.MaxConnsPerNode),
+		pods:      newPods(cfg.MaxConnsPerPod, cfg.MaxConnsPerNode),
 		ctx:       ctx,
 		cancel:    cancel,
 		listeners: make(map[net.Listener]chan struct{}),

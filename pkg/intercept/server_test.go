@@ -172,6 +172,50 @@ func TestLimits(t *testing.T) {
 			t.Errorf("stats %+v", s)
 		}
 	})
+	t.Run("of one pod", func(t *testing.T) {
+		for _, c := range []struct {
+			name            string
+			perPod, perNode int
+			lookup          string // of all but the first connection, which is to edge-1
+		}{
+			{"altogether", 1, 4096, "edge-2"},
+			{"to one node", 100, 3, "edge-1"},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				var netns, node atomic.Value
+				netns.Store(uint64(1))
+				node.Store("edge-1")
+				l := newLab(t, func(cfg *intercept.Config) {
+					cfg.MaxConnsPerPod, cfg.MaxConnsPerNode = c.perPod, c.perNode
+					cfg.Lookup = func(netip.Addr) (string, bool) { return node.Load().(string), true }
+					cfg.Origin = func(*net.TCPConn) (intercept.Origin, error) {
+						ns := netns.Load().(uint64)
+						return intercept.Origin{Dst: dst, Netns: ns, Host: ns == 0}, nil
+					}
+				})
+				client := l.dial()
+				agent := l.next()
+				agent.reply(wire.StatusOK)
+				node.Store(c.lookup)
+				l.dialReset()
+				eventually(t, "a refusal", func() bool { return l.server.Stats().Ended["pod_full"] == 1 })
+				if s := l.server.Stats().Nodes["edge-1"]; s.Open != 1 || s.Ended != 0 {
+					t.Errorf("stats %+v", s)
+				}
+				for _, ns := range []uint64{2, 0} { // another pod; the host, which has no limit of its own
+					netns.Store(ns)
+					l.dial()
+					l.next()
+				}
+				client.Close()
+				agent.Close()
+				eventually(t, "a free place", func() bool { return l.server.Stats().Ended["closed"] == 1 })
+				netns.Store(uint64(1))
+				l.dial()
+				l.next()
+			})
+		}
+	})
 }
 
 func TestSlowNodeDelaysNobody(t *testing.T) {
