@@ -41,7 +41,8 @@ func TestTwoNodesClaimOneAddress(t *testing.T) {
 	at := netip.AddrPortFrom(shared, servicePort)
 	var servers []*daemon
 	for _, c := range clouds {
-		servers = append(servers, c.startServer("--tunneled-ports", fmt.Sprint(servicePort)))
+		// The longer a server is away, the longer its agents wait until they try again.
+		servers = append(servers, c.startServer("--tunneled-ports", fmt.Sprint(servicePort), "--drain-timeout", "0s"))
 	}
 	first.startAgent(clouds)
 	firstOwn, secondOwn := first.serve(servicePort, echo), second.serve(servicePort, echo)
