@@ -29,7 +29,7 @@ func (s *server) metrics() []admin.Metric {
 		admin.Gauge("edge_tunnel_connections", "Intercepted connections that are open.", conns.Open),
 		admin.Counter("edge_tunnel_connections_begun_total", "Connections accepted on the redirect listeners.", conns.Begun),
 		admin.CounterBy("edge_tunnel_connections_ended_total", "Connections that have ended, by reason.", "reason", conns.Ended),
-		admin.CounterBy("edge_tunnel_connection_bytes_total", "Bytes of connections that have ended, by direction as seen from the client.", "direction",
+		admin.CounterBy("edge_tunnel_connection_bytes_total", "Bytes of connections, by direction as seen from the client.", "direction",
 			map[string]int64{"sent": conns.Sent, "received": conns.Received}),
 		admin.Counter("edge_tunnel_connections_overflowed_total", "Connections reset because too many were open.", conns.Overflowed),
 		admin.Counter("edge_tunnel_connections_retried_total", "Connections that needed a second stream.", conns.Retried),
