@@ -13,7 +13,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-# test/netlab/packages.go looks in the same place.
+# test/netlab/mounts.go looks in the same place.
 cache=${EDGE_TUNNEL_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/edge-tunnel}
 root=$cache/packages
 debs=$cache/debs
