@@ -13,7 +13,6 @@
 package hostnet
 
 import (
-	"net"
 	"net/netip"
 	"slices"
 )
@@ -30,15 +29,4 @@ type State struct {
 
 func (s State) equal(o State) bool {
 	return s.V4 == o.V4 && s.V6 == o.V6 && slices.Equal(s.Local, o.Local)
-}
-
-// IPv6Usable reports whether sockets of this network namespace can use IPv6 at all, if only over the loopback: not so if the
-// kernel lacks it, if net.ipv6.conf.all.disable_ipv6 is set, or if the loopback is down.
-func IPv6Usable() bool {
-	conn, err := net.ListenPacket("udp6", "[::1]:0")
-	if err != nil {
-		return false
-	}
-	_ = conn.Close() // nothing was sent that could be lost
-	return true
 }
