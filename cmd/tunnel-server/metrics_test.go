@@ -50,7 +50,7 @@ func makeServer(t *testing.T) (*server, *viewFake) {
 	must(t, err)
 	view := &viewFake{}
 	return &server{
-		ids: ids, kernel: view, known: targets.known, targets: targets, conns: conns, tunnels: tunnels,
+		ids: ids, kernel: view, known: targets.known, targets: targets, conns: conns, opened: admin.ConnectTimes(), tunnels: tunnels,
 		network: newTestNetwork().network, guard: &guard{kernel: &hooksFake{}, log: silent},
 		listen: &net.TCPAddr{IP: net.IPv4zero, Port: 10262}, life: t.Context(), started: time.Now(),
 	}, view

@@ -96,11 +96,13 @@ func run(ctx context.Context, env cli.Env) error {
 	if err != nil {
 		return err
 	}
+	opened := admin.ConnectTimes()
 	conns, err := intercept.New(intercept.Config{
 		Origin:   originOf(kernel),
 		Canary:   canaryOf(baseRules(nil)),
 		Lookup:   targets.lookup,
 		Open:     openerOf(tunnels),
+		Opened:   opened.Observe,
 		MaxConns: o.connections(),
 		Logger:   log,
 	})
@@ -131,7 +133,7 @@ func run(ctx context.Context, env cli.Env) error {
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s := &server{
-		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, tunnels: tunnels,
+		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels,
 		network: network, guard: &guard{kernel: kernel, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
 	}
 	adminServer, err := admin.New(admin.Config{

@@ -30,6 +30,7 @@ type server struct {
 	known   *route.Known
 	targets *targets
 	conns   *intercept.Server
+	opened  *admin.Durations // how long it took to open connections
 	tunnels *tunnel.Server
 	network *network
 	guard   *guard

@@ -30,9 +30,6 @@ func NewDurations(bounds ...time.Duration) *Durations {
 // ConnectTimes returns a histogram for how long it takes to reach something: 1 ms to 32 s.
 func ConnectTimes() *Durations { return NewDurations(growing(time.Millisecond, 2, 16)...) }
 
-// Lifetimes returns a histogram for how long connections last: 10 ms to about 3 days.
-func Lifetimes() *Durations { return NewDurations(growing(10*time.Millisecond, 4, 13)...) }
-
 func growing(first time.Duration, factor time.Duration, n int) []time.Duration {
 	bounds := make([]time.Duration, n)
 	for i := range bounds {

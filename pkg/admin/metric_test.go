@@ -81,7 +81,7 @@ func TestDurations(t *testing.T) {
 }
 
 func TestDurationsFromManyGoroutines(t *testing.T) {
-	d := Lifetimes()
+	d := ConnectTimes()
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {

@@ -51,6 +51,9 @@ type Config struct {
 	// other error is counted as open_failed.
 	Open func(ctx context.Context, node string, h wire.Header, failed Stream) (Stream, error)
 
+	// Opened is told, for each connection that got through, how long it took from accept to the agent's status. May be nil.
+	Opened func(time.Duration)
+
 	MaxConns        int           // open connections altogether; default 16384. Keep it below the limit of open files
 	MaxConnsPerNode int           // open connections to one node; default 4096. A pod has half of them at most
 	MaxConnsPerPod  int           // open connections of one network namespace but the host's; default a quarter of MaxConns
@@ -69,6 +72,9 @@ func (c *Config) setDefaults() {
 		if *d == 0 {
 			*d = v
 		}
+	}
+	if c.Opened == nil {
+		c.Opened = func(time.Duration) {}
 	}
 	def(&c.MaxConns, 16384)
 	def(&c.MaxConnsPerNode, 4096)

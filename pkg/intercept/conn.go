@@ -63,6 +63,7 @@ func (s *Server) handle(tcp *net.TCPConn, entry *ledger.Entry[facts]) {
 
 // carry relays one connection and says why it ended. The client is closed or reset when it returns.
 func (s *Server) carry(c *facts, client relay.Conn, entry *ledger.Entry[facts]) (reason, detail string) {
+	began := time.Now()
 	node, ok := s.cfg.Lookup(c.origin.Dst.Addr())
 	if !ok {
 		client.Reset()
@@ -91,6 +92,7 @@ func (s *Server) carry(c *facts, client relay.Conn, entry *ledger.Entry[facts]) 
 		client.Reset()
 		return fail.reason, fail.detail
 	}
+	s.cfg.Opened(time.Since(began))
 	c.established = true
 	entry.Describe(*c)
 	return ledger.Ended(s.relayer.Relay(s.ctx, client, stream))

@@ -88,12 +88,19 @@ func TestCanary(t *testing.T) {
 }
 
 func TestAccessRecord(t *testing.T) {
-	l := newLab(t, nil)
+	opened := make(chan time.Duration, 2)
+	l := newLab(t, func(c *intercept.Config) { c.Opened = func(d time.Duration) { opened <- d } })
 	client := l.dial()
 	agent := l.next()
 	send(t, client, "12345")
 	expect(t, agent, "12345")
+	if len(opened) != 0 {
+		t.Error("opened before the agent said so")
+	}
 	agent.reply(wire.StatusOK)
+	if d := <-opened; d <= 0 {
+		t.Errorf("it took %v to open", d)
+	}
 	send(t, agent, "123")
 	expect(t, client, "123")
 
