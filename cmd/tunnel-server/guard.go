@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -141,6 +142,19 @@ func ourTurnIsLast(programs []redirect.HookProgram) bool {
 		}
 	}
 	return last["connect4"] && last["connect6"]
+}
+
+// warnOfEphemeralPorts says so if the redirect ports are not safe from those who ask for any port, which the bind hook does not see.
+func warnOfEphemeralPorts(kernel interface{ EphemeralPorts() ([]uint16, error) }, log *slog.Logger) {
+	ports, err := kernel.EphemeralPorts()
+	if err != nil {
+		log.Warn("cannot tell whether the redirect ports are ephemeral ports", "err", err)
+		return
+	}
+	if len(ports) > 0 {
+		log.Warn("redirect ports are among the ephemeral ports, where others can get them while no server runs",
+			"ports", ports, "hint", fmt.Sprintf("sysctl -w net.ipv4.ip_local_reserved_ports=%d-%d (beside what is in it)", ports[0], ports[len(ports)-1]))
+	}
 }
 
 func (g *guard) lookAtPods() {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -183,5 +184,26 @@ func TestGuardWatchesPods(t *testing.T) {
 	g.look(t.Context(), false)
 	if err := g.state().pods; err != nil {
 		t.Error(err)
+	}
+}
+
+type ephemeral struct {
+	ports []uint16
+	err   error
+}
+
+func (e ephemeral) EphemeralPorts() ([]uint16, error) { return e.ports, e.err }
+
+func TestWarnsOfEphemeralPorts(t *testing.T) {
+	for want, kernel := range map[string]ephemeral{
+		"":                          {},
+		"reserved_ports=10271-10277": {ports: []uint16{10271, 10277}},
+		"closed":                    {err: errors.New("closed")},
+	} {
+		var text strings.Builder
+		warnOfEphemeralPorts(kernel, slog.New(slog.NewTextHandler(&text, nil)))
+		if got := text.String(); !strings.Contains(got, want) || (got == "") != (want == "") {
+			t.Errorf("%+v: %s", kernel, got)
+		}
 	}
 }

@@ -47,6 +47,7 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer kernel.Close()
+	warnOfEphemeralPorts(kernel, log)
 	tunnelLn, err := daemon.Listen(ctx, "--listen-tunnel", o.listenTunnel)
 	if err != nil {
 		return err
