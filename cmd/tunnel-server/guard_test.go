@@ -196,9 +196,9 @@ func (e ephemeral) EphemeralPorts() ([]uint16, error) { return e.ports, e.err }
 
 func TestWarnsOfEphemeralPorts(t *testing.T) {
 	for want, kernel := range map[string]ephemeral{
-		"":                          {},
+		"":                           {},
 		"reserved_ports=10271-10277": {ports: []uint16{10271, 10277}},
-		"closed":                    {err: errors.New("closed")},
+		"closed":                     {err: errors.New("closed")},
 	} {
 		var text strings.Builder
 		warnOfEphemeralPorts(kernel, slog.New(slog.NewTextHandler(&text, nil)))
