@@ -7,6 +7,9 @@
  *
  * The kernel calls sock_ops at both moments. Entries are never deleted when a client's socket closes: its ACK may still be
  * handled on another CPU, and its child would have lost its destination.
+ *
+ * A connection is handed over once. With SYN cookies, the kernel makes a connection anew that was reset if one of its packets comes
+ * late. Nobody is at its other end, and it is accepted without a destination.
  */
 #pragma once
 
@@ -36,6 +39,41 @@ static __always_inline void read_remote(struct bpf_sock_ops *ctx, __u8 *addr, __
 	*port = bpf_ntohl(ctx->remote_port);
 }
 
+/* A sixteenth of the map: so many cgroups would have to conspire to push out another's entries. */
+#define MAX_PENDING 1024
+
+static __always_inline struct pending *pending_of(const struct origin *origin)
+{
+	struct cgroup_key key = { .cgroup = origin->cgroup };
+
+	return bpf_map_lookup_elem(&pending, &key);
+}
+
+/* Counts a hand-over of a pod, and tells whether there are too many of them. The count is kept until its cgroup is forgotten: leftovers
+ * add up over the months, and cost nothing but the place beside somebody who does the same in a second. */
+static __always_inline int is_crowd(const struct origin *origin)
+{
+	struct cgroup_key key = { .cgroup = origin->cgroup };
+	struct pending none = {}, *now = pending_of(origin);
+
+	if (!now) {
+		bpf_map_update_elem(&pending, &key, &none, BPF_NOEXIST);
+		now = pending_of(origin);
+		if (!now)
+			return 1;
+	}
+	__sync_fetch_and_add(&now->hand_overs, 1);
+	return now->hand_overs > MAX_PENDING;
+}
+
+static __always_inline void taken_over(const struct origin *origin)
+{
+	struct pending *now = pending_of(origin);
+
+	if (now)
+		__sync_fetch_and_add(&now->hand_overs, -1);
+}
+
 static __always_inline void on_client_established(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk; /* once: the verifier takes a second read for another pointer */
@@ -59,6 +97,8 @@ static __always_inline void on_client_established(struct bpf_sock_ops *ctx)
 	rec->kind = SOCK_HANDED_OVER;
 	if (is_loopback(flow.server_addr))
 		err = bpf_map_update_elem(&in_flight_host, &flow, &rec->origin, BPF_ANY);
+	else if (is_crowd(&rec->origin))
+		err = bpf_map_update_elem(&in_flight_crowd, &flow, &rec->origin, BPF_ANY);
 	else
 		err = bpf_map_update_elem(&in_flight_pods, &flow, &rec->origin, BPF_ANY);
 	if (err)
@@ -69,15 +109,33 @@ static __always_inline void on_client_established(struct bpf_sock_ops *ctx)
 		COUNT(handed_over_pod);
 }
 
+enum { TAKEN, NOT_THERE, FAILED };
+
+/* Moves an entry from its map into the record of an accepted socket. */
+static __always_inline int take(void *map, const struct flow *flow, struct bpf_sock *sk)
+{
+	struct origin *found = bpf_map_lookup_elem(map, flow);
+	struct sock_record *rec;
+
+	if (!found)
+		return NOT_THERE;
+	rec = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!rec)
+		return FAILED;
+	rec->origin = *found;
+	/* An entry that was evicted while it was copied may have held another connection's destination by then. Deleting tells. */
+	if (bpf_map_delete_elem(map, flow))
+		return FAILED;
+	rec->kind = SOCK_ACCEPTED;
+	return TAKEN;
+}
 static __always_inline void on_server_established(struct bpf_sock_ops *ctx)
 {
 	struct config *cfg = live_config();
-	struct origin *found;
 	struct sock_record *rec;
 	struct flow flow = {};
 	struct bpf_sock *sk;
-	int host;
-	long gone;
+	int host, how;
 
 	if (!cfg || !is_redirect_port(cfg, ctx->local_port))
 		return;
@@ -92,29 +150,29 @@ static __always_inline void on_server_established(struct bpf_sock_ops *ctx)
 	read_local(ctx, flow.server_addr, &flow.server_port);
 	flow.seq = ctx->rcv_nxt;
 	host = is_loopback(flow.server_addr);
-	found = host ? bpf_map_lookup_elem(&in_flight_host, &flow) : bpf_map_lookup_elem(&in_flight_pods, &flow);
-	if (!found) {
+	if (host) {
+		how = take(&in_flight_host, &flow, sk);
+	} else {
+		how = take(&in_flight_pods, &flow, sk);
+		if (how == NOT_THERE)
+			how = take(&in_flight_crowd, &flow, sk);
+	}
+	if (how == FAILED) {
+		COUNT(accept_failed);
+		return;
+	}
+	rec = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (how == NOT_THERE) {
 		/* While the hook moves it runs twice, and the first run was successful. */
-		rec = bpf_sk_storage_get(&sockets, sk, 0, 0);
 		if (!rec || rec->kind != SOCK_ACCEPTED)
 			COUNT(accepted_unknown);
 		return;
 	}
-	rec = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!rec) {
-		COUNT(accept_failed);
-		return;
-	}
-	rec->origin = *found;
-	/* An entry that was evicted while it was copied may have held another connection's destination by then. Deleting tells. */
-	gone = host ? bpf_map_delete_elem(&in_flight_host, &flow) : bpf_map_delete_elem(&in_flight_pods, &flow);
-	if (gone) {
-		COUNT(accept_failed);
-		return;
-	}
-	rec->kind = SOCK_ACCEPTED;
-	if (host)
+	if (host) {
 		COUNT(accepted_host);
-	else
+	} else {
 		COUNT(accepted_pod);
+		if (rec)
+			taken_over(&rec->origin);
+	}
 }

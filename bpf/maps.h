@@ -44,8 +44,14 @@ struct {
 	__type(value, struct sock_record);
 } sockets SEC(".maps");
 
-/* Entries live from the client's "established" to the server's, microseconds; the few that are left over by aborted
- * handshakes are evicted, and cannot match anything. Two maps, so that no pod can push out the host's entries. */
+/*
+ * Entries live from the client's "established" to the server's, microseconds. The few that are left over by aborted handshakes are
+ * evicted, and cannot match anything. But hand-overs that nobody takes can also be made on purpose, hundreds of thousands in a second
+ * (TCP_REPAIR connects without a packet), and a connection whose ACK is lost once waits for a while. So the host has a map that no
+ * pod can reach, and a cgroup with many pending hand-overs has its further ones in a third map, where only its like suffer.
+ *
+ * The loader makes them larger where there are many CPUs: each keeps up to 128 free entries for itself.
+ */
 struct in_flight {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -55,6 +61,15 @@ struct in_flight {
 
 struct in_flight in_flight_host SEC(".maps");
 struct in_flight in_flight_pods SEC(".maps");
+struct in_flight in_flight_crowd SEC(".maps");
+
+/* By the cgroup and not by the network namespace, of which anybody can make as many as he likes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct cgroup_key);
+	__type(value, struct pending);
+} pending SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

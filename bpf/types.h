@@ -125,6 +125,11 @@ struct flow {
 	__u32 seq; /* the client's initial sequence number + 1 */
 };
 
+/* How many hand-overs of a cgroup's processes nobody has taken. */
+struct pending {
+	__s64 hand_overs;
+};
+
 /* One number for each verdict, for each CPU. A TCP connect() ends in exactly one of the first group. */
 struct counters {
 	/* connect() */
@@ -148,7 +153,7 @@ struct counters {
 	__u64 hand_over_failed;
 	__u64 accepted_host;
 	__u64 accepted_pod;
-	__u64 accepted_unknown; /* somebody connected to a redirect listener, or the addresses changed on the way (SNAT) */
+	__u64 accepted_unknown; /* somebody connected to a redirect listener, or the addresses changed on the way (SNAT), or see handover.h */
 	__u64 accept_failed;
 	/* the rest */
 	__u64 peer_names;

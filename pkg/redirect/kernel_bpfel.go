@@ -92,6 +92,11 @@ type kernelOrigin struct {
 	Comm     [16]int8
 }
 
+type kernelPending struct {
+	_         structs.HostLayout
+	HandOvers int64
+}
+
 type kernelPortKey struct {
 	_    structs.HostLayout
 	Port uint16
@@ -149,9 +154,11 @@ const (
 const (
 	kernelMapConfig           = "config"
 	kernelMapCounters         = "counters"
+	kernelMapInFlightCrowd    = "in_flight_crowd"
 	kernelMapInFlightHost     = "in_flight_host"
 	kernelMapInFlightPods     = "in_flight_pods"
 	kernelMapOptOuts          = "opt_outs"
+	kernelMapPending          = "pending"
 	kernelMapPorts            = "ports"
 	kernelMapSockets          = "sockets"
 	kernelMapTargets          = "targets"
@@ -222,14 +229,16 @@ type kernelProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelMapSpecs struct {
-	Config       *ebpf.MapSpec `ebpf:"config"`
-	Counters     *ebpf.MapSpec `ebpf:"counters"`
-	InFlightHost *ebpf.MapSpec `ebpf:"in_flight_host"`
-	InFlightPods *ebpf.MapSpec `ebpf:"in_flight_pods"`
-	OptOuts      *ebpf.MapSpec `ebpf:"opt_outs"`
-	Ports        *ebpf.MapSpec `ebpf:"ports"`
-	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
-	Targets      *ebpf.MapSpec `ebpf:"targets"`
+	Config        *ebpf.MapSpec `ebpf:"config"`
+	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	InFlightCrowd *ebpf.MapSpec `ebpf:"in_flight_crowd"`
+	InFlightHost  *ebpf.MapSpec `ebpf:"in_flight_host"`
+	InFlightPods  *ebpf.MapSpec `ebpf:"in_flight_pods"`
+	OptOuts       *ebpf.MapSpec `ebpf:"opt_outs"`
+	Pending       *ebpf.MapSpec `ebpf:"pending"`
+	Ports         *ebpf.MapSpec `ebpf:"ports"`
+	Sockets       *ebpf.MapSpec `ebpf:"sockets"`
+	Targets       *ebpf.MapSpec `ebpf:"targets"`
 }
 
 // kernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -261,23 +270,27 @@ func (o *kernelObjects) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelMaps struct {
-	Config       *ebpf.Map `ebpf:"config"`
-	Counters     *ebpf.Map `ebpf:"counters"`
-	InFlightHost *ebpf.Map `ebpf:"in_flight_host"`
-	InFlightPods *ebpf.Map `ebpf:"in_flight_pods"`
-	OptOuts      *ebpf.Map `ebpf:"opt_outs"`
-	Ports        *ebpf.Map `ebpf:"ports"`
-	Sockets      *ebpf.Map `ebpf:"sockets"`
-	Targets      *ebpf.Map `ebpf:"targets"`
+	Config        *ebpf.Map `ebpf:"config"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	InFlightCrowd *ebpf.Map `ebpf:"in_flight_crowd"`
+	InFlightHost  *ebpf.Map `ebpf:"in_flight_host"`
+	InFlightPods  *ebpf.Map `ebpf:"in_flight_pods"`
+	OptOuts       *ebpf.Map `ebpf:"opt_outs"`
+	Pending       *ebpf.Map `ebpf:"pending"`
+	Ports         *ebpf.Map `ebpf:"ports"`
+	Sockets       *ebpf.Map `ebpf:"sockets"`
+	Targets       *ebpf.Map `ebpf:"targets"`
 }
 
 func (m *kernelMaps) Close() error {
 	return _KernelClose(
 		m.Config,
 		m.Counters,
+		m.InFlightCrowd,
 		m.InFlightHost,
 		m.InFlightPods,
 		m.OptOuts,
+		m.Pending,
 		m.Ports,
 		m.Sockets,
 		m.Targets,

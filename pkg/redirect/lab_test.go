@@ -21,11 +21,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // lab is a cloud node of a test: a network namespace that plays the host's, a bpf filesystem and a cgroup, all its own. The test's
 // goroutine is in the namespace, its process in the cgroup.
@@ -133,21 +130,44 @@ func in(ns netns.NsHandle, do func()) {
 	<-done
 }
 
-// addPod makes a second namespace, joined to the host's by a veth pair.
-func (l *lab) addPod() {
-	t := l.t
-	t.Helper()
+// newPod makes another namespace.
+func (l *lab) newPod() netns.NsHandle {
+	l.t.Helper()
+	pod := netns.None()
 	in(l.host, func() {
 		var err error
-		l.pod, err = netns.New()
-		must(t, err)
+		pod, err = netns.New()
+		must(l.t, err)
 	})
-	t.Cleanup(func() { _ = l.pod.Close() })
-	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "pod"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(l.pod)}))
-	configure(t, "pod", node4, node6)
-	in(l.pod, func() {
+	l.t.Cleanup(func() { _ = pod.Close() })
+	return pod
+}
+
+// addPod makes a pod, joined to the host's namespace by a veth pair.
+func (l *lab) addPod() {
+	l.t.Helper()
+	l.pod = l.newPod()
+	l.join(l.pod, "pod", []netip.Addr{node4, node6}, []netip.Addr{pod4, pod6})
+}
+
+// addNeighbour makes a second pod, with another address and IPv4 only.
+func (l *lab) addNeighbour() netns.NsHandle {
+	l.t.Helper()
+	pod := l.newPod()
+	gateway := netip.MustParseAddr("10.88.1.1")
+	l.join(pod, "neighbour", []netip.Addr{gateway}, []netip.Addr{gateway.Next()})
+	in(pod, func() { must(l.t, netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()})) })
+	return pod
+}
+
+func (l *lab) join(pod netns.NsHandle, device string, hostAddrs, podAddrs []netip.Addr) {
+	t := l.t
+	t.Helper()
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: device}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod)}))
+	configure(t, device, hostAddrs...)
+	in(pod, func() {
 		configure(t, "lo")
-		configure(t, "eth0", pod4, pod6)
+		configure(t, "eth0", podAddrs...)
 	})
 }
 

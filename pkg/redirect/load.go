@@ -34,6 +34,9 @@ func (k *Kernel) load() error {
 		return err
 	}
 	spec.Maps[kernelMapTargets].MaxEntries = uint32(k.opts.Capacity)
+	if err := sizeLRU(spec); err != nil {
+		return err
+	}
 
 	pinned, err := k.openPinned()
 	defer func() { closeAll(pinned) }()
@@ -80,6 +83,21 @@ func (k *Kernel) load() error {
 		k.formerMap = pinned[kernelMapSockets]
 		k.former.Store(k.formerMap)
 		delete(pinned, kernelMapSockets)
+	}
+	return nil
+}
+
+// sizeLRU makes room in the maps that evict: before 6.16 each CPU takes 128 free entries for itself, and where nothing is left for a CPU it
+// evicts what another has just put in.
+func sizeLRU(spec *ebpf.CollectionSpec) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return explain("count the CPUs", err)
+	}
+	for _, m := range spec.Maps {
+		if m.Type == ebpf.LRUHash {
+			m.MaxEntries = max(m.MaxEntries, 512*uint32(cpus))
+		}
 	}
 	return nil
 }

@@ -184,3 +184,42 @@ func TestProcessIsNamed(t *testing.T) {
 		t.Errorf("origin %+v", o)
 	}
 }
+
+// TestFastOpenWithCookie: a client that has another server's cookie for the listener's address sends its first bytes with the SYN.
+func TestFastOpenWithCookie(t *testing.T) {
+	l := newLab(t)
+	sysctl(t, "tcp_fastopen", "3") // clients and servers
+	_, s := l.ready()
+	other, err := net.Listen("tcp4", "127.0.0.1:0")
+	must(t, err)
+	defer other.Close()
+	raw, err := other.(*net.TCPListener).SyscallConn()
+	must(t, err)
+	must(t, control(raw, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 16) }))
+
+	send := func(to netip.AddrPort) socket {
+		client, err := newSocket(unix.AF_INET, 0)
+		must(t, err)
+		t.Cleanup(client.close)
+		must(t, unix.Sendto(int(client), []byte("GET"), unix.MSG_FASTOPEN, sockaddr(unix.AF_INET, to)))
+		return client
+	}
+	for range 2 { // asks for the cookie, has it
+		send(other.Addr().(*net.TCPAddr).AddrPort())
+		conn, err := other.Accept()
+		must(t, err)
+		must(t, conn.Close())
+	}
+	if n := netstat(t, "TCPFastOpenActive"); n != 1 {
+		t.Fatalf("%d connections began with data: the client has no cookie", n)
+	}
+	if got, err := send(dst4).answer(); got != dst4.String() {
+		t.Errorf("the server saw %q (%v)", got, err)
+	}
+	if n := netstat(t, "TCPFastOpenActiveFail"); n != 1 {
+		t.Errorf("%d connections sent data that was not taken, want the intercepted one", n)
+	}
+	if n := s.unknown.Load(); n != 0 {
+		t.Errorf("%d connections without an origin", n)
+	}
+}

@@ -26,7 +26,7 @@ type Counters struct {
 	HandedOverHost, HandedOverPod uint64
 	HandOverFailed                uint64
 	AcceptedHost, AcceptedPod     uint64
-	AcceptedUnknown               uint64 // nobody intercepted it
+	AcceptedUnknown               uint64 // nobody intercepted it; or, with SYN cookies, it was reset before and a late packet made it anew
 	AcceptFailed                  uint64 // no memory for the record
 
 	PeerNames   uint64 // getpeername() answered with the original destination
