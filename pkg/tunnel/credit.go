@@ -6,25 +6,18 @@ import "time"
 
 // Credit, as the receiver of a stream counts it, in bytes since the stream began:
 //
-//	consumed <= received <= granted <= promised
+//	consumed <= received <= granted
 //
-// promised is what yamux believes it has granted: it is configured with a window of yamuxWindow and renews it when half is
-// used, so promised is always at least yamuxWindow/2 beyond consumed. granted is what the far end was told, by us, and
-// is at most window beyond consumed. window starts at what the protocol gives for nothing and doubles while the reader takes a
-// whole window in less than two round trips: then the link, not the reader, is what waits. What all windows of a
-// session have beyond the first is taken from one budget. Credit that was granted cannot be taken back, so a window never
-// shrinks; the budget returns when the stream ends.
-
-// yamuxWindow is the window yamux is made to believe in.
-func yamuxWindow(set settings) uint32 { return uint32(2 * set.maxWindow) }
+// granted is what the far end was told, and is at most window beyond consumed. window starts at what the protocol gives for
+// nothing and doubles while the reader takes a whole window in less than two round trips: then the link, not the reader, is
+// what waits. What all windows of a session have beyond the first is taken from one budget. Credit that was granted cannot be
+// taken back, so a window never shrinks; the budget returns when the stream ends.
 
 // shortRTT stands in for round trips below it: on a fast network the time to turn around is not the link's.
 const shortRTT = 2 * time.Millisecond
 
-// consume notes that the local user has read n bytes of s.
+// consume notes that the local user has read n bytes of s. Needs mu.
 func (l *link) consume(s *Stream, n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	s.consumed += uint64(n)
 	if l.streams[s.id] != s || s.finSeen || s.closed {
 		return
@@ -50,7 +43,7 @@ func (l *link) widen(s *Stream) {
 
 // grant queues credit for s if enough has come together. Needs mu.
 func (l *link) grant(s *Stream) {
-	target := min(s.consumed+uint64(s.window), s.promised)
+	target := s.consumed + uint64(s.window)
 	if s.finSeen || target < s.granted+uint64(s.window/4) {
 		return
 	}

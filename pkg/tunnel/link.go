@@ -3,7 +3,6 @@
 package tunnel
 
 import (
-	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -26,26 +25,22 @@ const (
 	backlog  = 1024
 	maxOpens = backlog / 2
 
-	// dataTokens is how many data frames may be on their way from Stream.Write to the kernel. Streams queue for a token in
-	// order of arrival, one frame each: that is the whole of fairness.
-	dataTokens = 2
-
 	maxPongs = 16 // answers to pings that wait to be sent
 
 	// lingerTime is how long a stream that was closed on our side only waits for the FIN of the far end.
 	lingerTime = 5 * time.Second
 )
 
-// link is the connection as a yamux session sees it: an io.ReadWriteCloser whose Read and Write pass whole frames. It
-// stands between the session and TLS and closes the gaps of the released yamux:
+// link is the connection as a yamux session sees it: an io.ReadWriteCloser whose Read and Write pass the headers of frames.
+// It stands between the session and TLS. yamux numbers the streams and hands them out; data, credit, pings and the ends of
+// streams are dealt with here, because the released yamux
 //
-//   - frames are queued here and written by one goroutine, many to a TLS record; Write never blocks, so nothing in
-//     yamux can time out half way;
-//   - pings, credit and resets overtake data;
-//   - pings are ours alone, yamux sees none;
-//   - yamux believes in one large, fixed window; what the far end is granted is decided here (see credit.go);
-//   - a reset is sent to the far end and shown to the local session, which has no other way to drop one stream;
-//   - it is known of each stream whether its FIN was seen, which yamux forgets when a session dies.
+//   - copies each byte twice and changes goroutines twice for each frame, and lets pings queue behind data;
+//   - knows one fixed window for all streams (see credit.go);
+//   - cannot reset a stream, nor tell its reset from the death of the session or from its FIN.
+//
+// Frames are queued here and written by one goroutine, many to a TLS record (see writer.go); pings, credit and resets
+// overtake data. The goroutine in which yamux reads the session reads and sorts them (see reader.go).
 //
 // Lock order: yamux's own locks, then mu. Nothing of yamux is called with mu held.
 type link struct {
@@ -55,22 +50,12 @@ type link struct {
 	opener bool // this end opens all streams; a SYN from the far end is a violation
 	total  *counters
 
-	// Reading side, owned by the goroutine in which yamux calls Read.
-	in      inbuf
-	head    []byte // of the frame being shown, what yamux has not taken yet
-	headBuf [headerLen]byte
-	body    int     // the same of its body
-	settled *Stream // gets credit once yamux has dealt with the frame
-	credit  int64
+	in     inbuf // owned by the goroutine in which yamux calls Read
+	chunks chunkPool
 
-	// Writing side, owned by the goroutine in which yamux calls Write.
-	pending header // data header that waits for its body
-	partial bool
-
-	tokens chan struct{} // held by data frames, see dataTokens
-	opens  chan struct{} // held by streams we opened, until the far end acknowledges
-	wake   chan struct{} // tells the writer that there is something to write
-	dead   chan struct{} // closed by fail
+	opens chan struct{} // held by streams we opened, until yamux has seen that the far end acknowledges
+	wake  chan struct{} // tells the writer that there is something to write
+	dead  chan struct{} // closed by fail
 
 	bytesIn, bytesOut atomic.Uint64 // payload of streams
 
@@ -78,13 +63,16 @@ type link struct {
 	err       error // why the link is dead
 	streams   map[uint32]*Stream
 	unclaimed map[uint32]*Stream // opened by either end, not yet fetched by open or accept; may be reset by then
-	inject    []header           // frames to show to yamux as if they had arrived
+	shown     []header           // frames to show to yamux
 	control   []byte             // encoded frames that overtake data
 	data      []byte             // encoded frames in order
-	frames    int                // data frames in data, each of which holds a token
+	queue     int                // length of data at which streams have to wait
+	turns     turns              // streams that wait
+	lazy      bool               // there are frames in control that the writer was not told of
+	lazyTimer *time.Timer        // tells it
 	granting  []*Stream          // streams with credit to be sent
 	budget    int                // what is left of settings.budget
-	pongs     int
+	pongs     int                // answers in control
 	pingID    uint32
 	pinged    time.Time // when our last ping was queued
 	pingOpen  bool      // and is not answered
@@ -114,90 +102,15 @@ func newLink(conn io.ReadWriter, r *raw, opener bool, set settings, total *count
 	return &link{
 		tls: conn, raw: r, set: set, opener: opener, total: total,
 		in:        inbuf{src: conn},
-		tokens:    make(chan struct{}, dataTokens),
 		opens:     make(chan struct{}, maxOpens),
 		wake:      make(chan struct{}, 1),
 		dead:      make(chan struct{}),
 		streams:   make(map[uint32]*Stream),
 		unclaimed: make(map[uint32]*Stream),
+		queue:     minQueue,
 		budget:    set.budget,
 		empty:     make(chan struct{}),
 	}
-}
-
-// Read gives yamux the bytes of one frame at a time, never of two: when it asks for more than a frame has left, it has dealt
-// with all of that frame.
-func (l *link) Read(p []byte) (int, error) {
-	if len(l.head) == 0 && l.body == 0 {
-		if err := l.nextFrame(); err != nil {
-			l.fail(err)
-			return 0, io.EOF
-		}
-	}
-	n := copy(p, l.head)
-	l.head = l.head[n:]
-	m := copy(p[n:], l.in.take(min(len(p)-n, l.body)))
-	l.body -= m
-	return n + m, nil
-}
-
-// nextFrame blocks until there is a frame to show.
-func (l *link) nextFrame() error {
-	l.settle()
-	for {
-		if h, ok := l.injected(); ok {
-			l.head, l.body = h.appendTo(l.headBuf[:0]), 0
-			return nil
-		}
-		h, err := l.peekFrame()
-		if err != nil {
-			var ne net.Error
-			if errors.As(err, &ne) && ne.Timeout() && l.alive() {
-				// poke interrupted us. The deadline is lifted before the queue is looked at again, so none is missed. A TLS
-				// connection survives a read that timed out (it does not survive such a write).
-				_ = l.raw.SetReadDeadline(time.Time{})
-				continue
-			}
-			return linkError(err)
-		}
-		l.in.take(headerLen)
-		shown, show, err := l.receive(h)
-		if err != nil {
-			return err
-		}
-		if skip := h.body() - shown.body(); !show {
-			l.in.take(h.body())
-			continue
-		} else if skip > 0 {
-			l.in.take(skip)
-		}
-		l.head, l.body = shown.appendTo(l.headBuf[:0]), shown.body()
-		return nil
-	}
-}
-
-// peekFrame waits until a whole frame is buffered and returns its header.
-func (l *link) peekFrame() (header, error) {
-	b, err := l.in.peek(headerLen)
-	if err != nil {
-		return header{}, err
-	}
-	h, err := parseHeader(b)
-	if err == nil {
-		_, err = l.in.peek(headerLen + h.body())
-	}
-	return h, err
-}
-
-func linkError(err error) error {
-	var e *Error
-	switch {
-	case errors.As(err, &e):
-		return e
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errPeerGone
-	}
-	return &Error{reason: "link_lost", text: "connection lost", cause: err}
 }
 
 func (l *link) alive() bool {
@@ -207,246 +120,6 @@ func (l *link) alive() bool {
 	default:
 		return true
 	}
-}
-
-// settle gives a stream the credit of the frame that yamux has just dealt with. Had we given it before, Stream.Write could
-// find less credit in yamux than here, and wait inside yamux with a token.
-func (l *link) settle() {
-	if l.settled == nil {
-		return
-	}
-	l.mu.Lock()
-	l.settled.credit += l.credit
-	l.mu.Unlock()
-	notify(l.settled.more)
-	l.settled = nil
-}
-
-func (l *link) injected() (header, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.inject) == 0 {
-		l.inject = nil
-		return header{}, false
-	}
-	h := l.inject[0]
-	l.inject = l.inject[1:]
-	return h, true
-}
-
-// poke interrupts a blocked Read so that it looks at inject. Called without mu or with it.
-func (l *link) poke() { _ = l.raw.SetReadDeadline(time.Unix(1, 0)) }
-
-// receive judges a frame from the far end and does our share of its work. It returns the frame as yamux shall see it, if at
-// all; its body is either that of h or empty.
-func (l *link) receive(h header) (shown header, show bool, err error) {
-	switch h.typ {
-	case typePing:
-		return h, false, l.receivePing(h)
-	case typeGoAway:
-		return h, false, l.receiveGoAway(h)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := l.streams[h.id]
-	if h.flags&flagSYN != 0 {
-		switch {
-		case l.opener:
-			return h, false, violation("stream opened towards the end that opens streams")
-		case h.id%2 == 0, s != nil, l.unclaimed[h.id] != nil:
-			return h, false, violation("stream opened twice")
-		case l.err != nil:
-			return h, false, nil
-		case len(l.streams) >= l.set.maxStreams, len(l.unclaimed) >= maxOpens+maxOpens/2:
-			l.total.refusedStreams.Add(1)
-			l.queueControl(header{typ: typeWindow, flags: flagRST, id: h.id})
-			return h, false, nil
-		}
-		s = newStream(l, h.id)
-		l.streams[h.id] = s
-		l.unclaimed[h.id] = s
-	}
-	if s == nil {
-		return h, false, nil // still on its way when we reset the stream
-	}
-	if l.opener {
-		// Any answer is an acknowledgement. yamux must see exactly one per stream: without one it keeps an entry for
-		// ever, with two it gives back the slot of another stream.
-		h.flags &^= flagACK
-		if !s.acked {
-			l.acknowledge(s)
-			h.flags |= flagACK
-		}
-	} else {
-		h.flags &^= flagACK
-	}
-	if h.flags&flagRST != 0 {
-		shown, show = l.receiveReset(s, h)
-		return shown, show, nil
-	}
-	if h.typ == typeWindow && h.length > 0 {
-		if s.credit+int64(h.length) > 1<<30 {
-			return h, false, violation("too much credit")
-		}
-		l.settled, l.credit = s, int64(h.length)
-	}
-	if h.typ == typeData && h.length > 0 {
-		if s.finSeen || s.received+uint64(h.length) > s.granted {
-			return h, false, violation("data after the end, or without credit")
-		}
-		s.received += uint64(h.length)
-		l.bytesIn.Add(uint64(h.length))
-		if s.closed {
-			h.length = 0
-		}
-	}
-	if h.flags&flagFIN != 0 {
-		if s.finSeen {
-			return h, false, violation("stream ended twice")
-		}
-		s.finSeen = true
-		l.removeIfFinished(s)
-	}
-	return h, true, nil
-}
-
-// receiveReset ends s. What arrived before the reset can still be read: yamux would throw it away, so it is shown an
-// end of data, which Stream.Read turns into the reset.
-func (l *link) receiveReset(s *Stream, h header) (header, bool) {
-	l.endStream(s, &ResetError{})
-	ack := h.flags & flagACK
-	switch {
-	case s.received == s.consumed:
-		return header{typ: typeWindow, flags: flagRST | ack, id: s.id}, true
-	case !s.finSeen:
-		s.disguised = true
-		return header{typ: typeWindow, flags: flagFIN | ack, id: s.id}, true
-	default:
-		s.disguised = true
-		return h, false
-	}
-}
-
-func (l *link) receivePing(h header) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if h.flags == flagSYN {
-		if l.pongs == maxPongs {
-			return violation("too many pings")
-		}
-		l.pongs++
-		l.queueControl(header{typ: typePing, flags: flagACK, length: h.length})
-		return nil
-	}
-	if !l.pingOpen || h.length != l.pingID {
-		return nil
-	}
-	l.pingOpen = false
-	now := time.Now()
-	l.rtt = max(now.Sub(l.pinged), time.Microsecond)
-	if l.rttMin == 0 || l.rtt < l.rttMin || now.Sub(l.rttMinAt) > time.Minute {
-		l.rttMin, l.rttMinAt = l.rtt, now
-	}
-	return nil
-}
-
-func (l *link) receiveGoAway(h header) error {
-	if h.length != 0 {
-		return &Error{reason: "peer_failed", text: "far end reports an error"}
-	}
-	l.mu.Lock()
-	first := !l.asked
-	l.asked = true
-	l.mu.Unlock()
-	if first && l.onGoAway != nil {
-		l.onGoAway()
-	}
-	return nil
-}
-
-// Write takes frames from yamux, header and body in a Write each.
-func (l *link) Write(p []byte) (int, error) {
-	if l.partial {
-		l.partial = false
-		l.sendData(l.pending, p)
-		return len(p), nil
-	}
-	if len(p) != headerLen {
-		return 0, violation("yamux wrote something else than a header")
-	}
-	h, err := parseHeader(p)
-	if err != nil {
-		return 0, err
-	}
-	if h.body() > 0 {
-		l.pending, l.partial = h, true
-		return len(p), nil
-	}
-	l.sendHeader(h)
-	return len(p), nil
-}
-
-func (l *link) sendData(h header, body []byte) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil || l.streams[h.id] == nil {
-		l.releaseToken()
-		return
-	}
-	if l.data == nil {
-		l.data = make([]byte, 0, headerLen+len(body))
-	}
-	l.data = append(h.appendTo(l.data), body...)
-	l.frames++
-	l.busy = true
-	l.bytesOut.Add(uint64(len(body)))
-	notify(l.wake)
-}
-
-func (l *link) sendHeader(h header) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil {
-		return
-	}
-	if h.typ == typePing || h.typ == typeGoAway {
-		l.queueControl(h)
-		return
-	}
-	if h.flags&flagSYN != 0 {
-		s := newStream(l, h.id)
-		l.streams[h.id] = s
-		l.unclaimed[h.id] = s
-	}
-	s := l.streams[h.id]
-	if s == nil {
-		return // of a stream that was reset since
-	}
-	if h.typ == typeWindow {
-		s.promised += uint64(h.length)
-		h.length = 0
-	}
-	switch {
-	case h.flags&flagFIN != 0:
-		// After the data of the stream, so not with the control frames.
-		l.data = h.appendTo(l.data)
-		s.finSent = true
-		l.removeIfFinished(s)
-		notify(l.wake)
-	case h.flags != 0:
-		l.queueControl(h)
-	default:
-		l.grant(s)
-	}
-}
-
-// queueControl queues a frame that overtakes data. Needs mu.
-func (l *link) queueControl(h header) {
-	if l.err != nil {
-		return
-	}
-	l.control = h.appendTo(l.control)
-	notify(l.wake)
 }
 
 // Close is called by yamux when it gives up the session.
@@ -468,96 +141,22 @@ func (l *link) fail(err error) {
 		l.endStream(s, &ResetError{Tunnel: err})
 	}
 	clear(l.unclaimed)
-	l.control, l.data, l.granting, l.lingering = nil, nil, nil, nil
-	if l.timer != nil {
-		l.timer.Stop()
+	l.control, l.data, l.granting, l.lingering, l.turns = nil, nil, nil, nil, turns{}
+	for _, t := range [...]*time.Timer{l.timer, l.lazyTimer} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	l.mu.Unlock()
 	// Not tls.Conn.Close: it may wait seconds to send an alert that nobody needs.
 	_ = l.raw.Close()
 }
 
-// writeLoop writes what is queued until the link is dead.
-func (l *link) writeLoop() {
-	var control, data []byte
-	for {
-		select {
-		case <-l.wake:
-		case <-l.dead:
-			return
-		}
-		for {
-			var closing bool
-			control, data, closing = l.takeQueued(control, data)
-			if len(control)+len(data) == 0 {
-				if closing && !l.raw.closeWrite() {
-					l.fail(errClosed)
-				}
-				break
-			}
-			if err := l.writeOut(control, data); err != nil {
-				l.fail(linkError(err))
-				return
-			}
-		}
-	}
-}
-
-// takeQueued swaps the queues with two empty buffers. The tokens of the data frames are given back here, so that streams
-// prepare the next frames while these are written.
-func (l *link) takeQueued(control, data []byte) (c, d []byte, closing bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range l.granting {
-		if s.ungranted > 0 && l.streams[s.id] == s {
-			l.control = header{typ: typeWindow, id: s.id, length: s.ungranted}.appendTo(l.control)
-		}
-		s.ungranted = 0
-	}
-	l.granting = l.granting[:0]
-	l.pongs = 0
-	for range l.frames {
-		l.releaseToken()
-	}
-	l.frames = 0
-	if l.trim && len(l.data) == 0 {
-		l.trim, l.data, data = false, nil, nil
-	}
-	c, d = l.control, l.data
-	l.control, l.data = control[:0], data[:0]
-	return c, d, l.closing
-}
-
-func (l *link) writeOut(control, data []byte) error {
-	if len(control) > 0 && len(data) < 4<<10 {
-		control = append(control, data...) // one record for both
-		data = nil
-	}
-	if len(control) > 0 {
-		if _, err := l.tls.Write(control); err != nil {
-			return err
-		}
-	}
-	if len(data) > 0 {
-		if _, err := l.tls.Write(data); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (l *link) releaseToken() {
-	select {
-	case <-l.tokens:
-	default:
-	}
-}
-
 // endStream makes s unusable for the local end and forgets it. Needs mu.
 func (l *link) endStream(s *Stream, err error) {
 	if s.err == nil {
 		s.err = err
-		close(s.done)
+		s.wakeAll()
 	}
 	l.remove(s)
 }
@@ -568,7 +167,7 @@ func (l *link) removeIfFinished(s *Stream) {
 	}
 }
 
-// remove forgets s: no frame of it is sent or shown from now on. Needs mu.
+// remove forgets s: no frame of it is sent or received from now on. Needs mu.
 func (l *link) remove(s *Stream) {
 	if l.streams[s.id] != s {
 		return
@@ -576,8 +175,9 @@ func (l *link) remove(s *Stream) {
 	delete(l.streams, s.id)
 	l.budget += int(s.window) - initialWindow
 	if l.opener && !s.acked {
-		l.acknowledge(s)
+		l.acknowledge(s) // or yamux would wait for it for ever
 	}
+	l.shown = append(l.shown, header{typ: typeWindow, flags: flagRST, id: s.id})
 	if l.leaving && len(l.streams) == 0 {
 		l.signalEmpty()
 	}
@@ -591,12 +191,11 @@ func (l *link) signalEmpty() {
 	}
 }
 
+// acknowledge lets yamux see one acknowledgement of each stream that was opened: without one it keeps an entry for ever, with
+// two it gives back the slot of another stream. Needs mu.
 func (l *link) acknowledge(s *Stream) {
 	s.acked = true
-	select {
-	case <-l.opens:
-	default:
-	}
+	l.shown = append(l.shown, header{typ: typeWindow, flags: flagACK, id: s.id})
 }
 
 // resetStream resets s at both ends. cause is what the local user of the stream sees from now on.
@@ -607,23 +206,11 @@ func (l *link) resetStream(s *Stream, cause error) {
 }
 
 func (l *link) resetLocked(s *Stream, cause error) {
-	if l.err != nil {
+	if l.err != nil || l.streams[s.id] != s {
 		return
 	}
-	if l.streams[s.id] == s {
-		flags := flagRST
-		if l.opener && !s.acked {
-			flags |= flagACK // or yamux would wait for it for ever
-		}
-		l.queueControl(header{typ: typeWindow, flags: flagRST, id: s.id})
-		l.inject = append(l.inject, header{typ: typeWindow, flags: flags, id: s.id})
-		l.endStream(s, cause)
-		l.poke()
-	} else if s.disguised {
-		s.disguised = false
-		l.inject = append(l.inject, header{typ: typeWindow, flags: flagRST, id: s.id})
-		l.poke()
-	}
+	l.queueControl(header{typ: typeWindow, flags: flagRST, id: s.id})
+	l.endStream(s, cause)
 }
 
 // startTimer begins pinging and watching.
@@ -672,14 +259,10 @@ func (l *link) tick() {
 	if len(l.lingering) > 0 {
 		next = minTime(next, l.lingering[0].until)
 	}
-	idle := l.idleStreams()
 	l.trim = !l.busy
 	l.busy = false
 	l.timer.Reset(max(time.Until(next), time.Millisecond))
 	l.mu.Unlock()
-	for _, s := range idle {
-		s.mux.Shrink()
-	}
 }
 
 // ping queues a ping and sets the time of the next one, with jitter so that the pings of many tunnels spread. Needs mu.
@@ -706,22 +289,6 @@ func (l *link) probe(d time.Duration) {
 	l.ping(now)
 	l.suspect, l.heardThen = now.Add(d), l.raw.heard.Load()
 	l.timer.Reset(d)
-}
-
-// idleStreams are those whose buffers can shrink: empty, and quiet since the last tick. Needs mu.
-func (l *link) idleStreams() []*Stream {
-	var idle []*Stream
-	for _, s := range l.streams {
-		if s.mux == nil || s.received != s.consumed || s.received == s.shrunkAt {
-			continue
-		}
-		if s.received == s.quietAt {
-			s.shrunkAt = s.received
-			idle = append(idle, s)
-		}
-		s.quietAt = s.received
-	}
-	return idle
 }
 
 // leave asks the far end to open no more streams here. empty is closed when the last one has ended.

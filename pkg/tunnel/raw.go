@@ -4,6 +4,7 @@ package tunnel
 
 import (
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,7 +29,14 @@ type raw struct {
 	held       bool
 	writeLimit time.Duration // each write makes progress within it, or fails; 0: no limit
 	offered    []string      // application protocols in the client hello
+
+	mu     sync.Mutex // what is written; TLS itself writes alerts, from the goroutine that reads
+	corked bool
+	out    []byte // records that wait for uncork
 }
+
+// corkSize is how much waits at most. It is written at once, so it is also what a write that makes any progress writes.
+const corkSize = 64 << 10
 
 func newRaw(c net.Conn) *raw {
 	return &raw{Conn: c, start: time.Now()}
@@ -75,8 +83,56 @@ func (r *raw) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write is called once for each TLS record, so the limit is one for progress, not for a whole batch.
+// Write is called once for each TLS record. Between cork and uncork it gathers several for one system call.
 func (r *raw) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.corked {
+		return r.write(p)
+	}
+	r.out = append(r.out, p...)
+	if len(r.out) >= corkSize {
+		if err := r.flush(); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// cork begins to gather.
+func (r *raw) cork() {
+	r.mu.Lock()
+	r.corked = true
+	r.mu.Unlock()
+}
+
+// uncork writes what was gathered, and later writes at once.
+func (r *raw) uncork() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.corked = false
+	return r.flush()
+}
+
+// trim lets go of the memory.
+func (r *raw) trim() {
+	r.mu.Lock()
+	r.out = nil
+	r.mu.Unlock()
+}
+
+// flush writes what was gathered. Needs mu.
+func (r *raw) flush() error {
+	if len(r.out) == 0 {
+		return nil
+	}
+	_, err := r.write(r.out)
+	r.out = r.out[:0]
+	return err
+}
+
+// write sets the limit for each piece, so it is one for progress, not for a whole batch.
+func (r *raw) write(p []byte) (int, error) {
 	if r.writeLimit > 0 {
 		if err := r.Conn.SetWriteDeadline(time.Now().Add(r.writeLimit)); err != nil {
 			return 0, err

@@ -46,8 +46,8 @@ func (s *session) run(accept func()) {
 	s.link.raw.tune(s.link.deadAfter())
 	cfg := &yamux.Config{
 		AcceptBacklog:       backlog,
-		KeepAliveInterval:   time.Hour, // not zero, says yamux; not used
-		MaxStreamWindowSize: yamuxWindow(s.link.set),
+		KeepAliveInterval:   time.Hour,     // not zero, says yamux; not used
+		MaxStreamWindowSize: initialWindow, // yamux sees no data
 		// Writes to the link never block, so this only ever runs out on a machine that stands still.
 		ConnectionWriteTimeout: time.Minute,
 		// Zero is "never" for both: the first would close the session because of one slow answer, the second
@@ -128,7 +128,6 @@ func (l *link) claim(m *yamux.Stream) (*Stream, error) {
 		return nil, l.err // fail has dropped it
 	}
 	delete(l.unclaimed, m.StreamID())
-	s.mux = m
 	l.total.streamsOpened.Add(1)
 	return s, nil
 }

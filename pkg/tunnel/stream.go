@@ -3,16 +3,12 @@
 package tunnel
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Stream is one intercepted connection in a tunnel, a net.Conn with CloseWrite and Reset. Whoever got it from
@@ -21,46 +17,45 @@ import (
 // Read returns io.EOF only after the FIN of the far end and all data before it; everything else that ends a stream is
 // a *ResetError, also the death of the tunnel.
 type Stream struct {
-	link  *link
-	id    uint32
-	mux   *yamux.Stream // set, with link.mu, before the stream is handed out
-	done  chan struct{} // closed when the stream was reset, by whomever
-	more  chan struct{} // there is more credit
-	recut chan struct{} // a waiting Write looks again at deadline and state
+	link     *link
+	id       uint32
+	readable chan struct{} // those who wait in Read, WriteTo or WaitFailed look again
+	writable chan struct{} // the same in Write
 
-	writing       sync.Mutex // one Write at a time; their frames must not mix
-	ending        atomic.Bool
-	closeOnce     sync.Once
-	readDeadline  atomic.Pointer[time.Time]
-	writeDeadline atomic.Pointer[time.Time]
+	reading   sync.Mutex // one Read at a time
+	writing   sync.Mutex // one Write at a time; their frames must not mix
+	closeOnce sync.Once
 
 	// The rest needs link.mu.
-	err       error // why done is closed
-	closed    bool  // Close or Reset was called
-	acked     bool  // of a stream we opened: the far end has it
-	finSeen   bool
-	finSent   bool
-	disguised bool // reset by the far end, but yamux was told of an end of data, or of nothing
+	err     error // why it was reset, by whomever
+	closed  bool  // Close or Reset was called
+	ending  bool  // CloseWrite was called
+	acked   bool  // of a stream we opened: the far end has it
+	finSeen bool
+	finSent bool
 
-	credit int64 // bytes we may send
+	readBy, writeBy deadline
 
-	received, consumed, granted, promised uint64 // see credit.go
-	ungranted                             uint32 // granted but not sent yet
-	window                                int
-	epoch                                 time.Time
-	epochConsumed                         uint64
-	quietAt, shrunkAt                     uint64 // see link.idleStreams
+	pending  []byte // what Write has not queued yet
+	inTurns  bool   // in link.turns
+	nextTurn *Stream
+	credit   int64 // bytes we may send
+
+	in                          inbox
+	received, consumed, granted uint64 // see credit.go
+	ungranted                   uint32 // granted but not sent yet
+	window                      int
+	epoch                       time.Time
+	epochConsumed               uint64
 }
 
 func newStream(l *link, id uint32) *Stream {
 	return &Stream{
 		link: l, id: id,
-		done:     make(chan struct{}),
-		more:     make(chan struct{}, 1),
-		recut:    make(chan struct{}, 1),
+		readable: make(chan struct{}, 1),
+		writable: make(chan struct{}, 1),
 		credit:   initialWindow,
 		granted:  initialWindow,
-		promised: initialWindow,
 		window:   initialWindow,
 		epoch:    time.Now(),
 	}
@@ -68,42 +63,118 @@ func newStream(l *link, id uint32) *Stream {
 
 // Read reads what has arrived. It works after CloseWrite.
 func (s *Stream) Read(p []byte) (int, error) {
-	if t := s.readDeadline.Load(); t != nil && !time.Now().Before(*t) {
-		return 0, s.or(os.ErrDeadlineExceeded)
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	b, err := s.await()
+	if err != nil {
+		return 0, err
 	}
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := s.mux.Read(p)
-	if n > 0 {
-		s.link.consume(s, n)
-		return n, nil
-	}
-	return 0, s.readError(err)
+	n := copy(p, b)
+	s.take(n)
+	return n, nil
 }
 
-// readError tells the end of the stream from its many other ends, which yamux cannot: it returns io.EOF for all
-// streams of a session that died.
-func (s *Stream) readError(err error) error {
+// WriteTo reads until the end of data, which is no error, and writes it to w without a buffer of its own.
+func (s *Stream) WriteTo(w io.Writer) (written int64, err error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	for {
+		b, err := s.await()
+		if err == io.EOF {
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+		n, err := w.Write(b)
+		s.take(n)
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// await returns the bytes that are to be read next, when there are any.
+func (s *Stream) await() ([]byte, error) {
+	l := s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		b := s.in.front()
+		switch {
+		case s.closed:
+			return nil, s.stop(net.ErrClosed)
+		case s.readBy.passed():
+			return nil, s.stop(s.or(os.ErrDeadlineExceeded))
+		case len(b) > 0:
+			return b, nil
+		case s.finSeen && !s.resetByPeer():
+			return nil, s.stop(io.EOF)
+		case s.err != nil:
+			return nil, s.stop(s.err)
+		}
+		l.mu.Unlock()
+		<-s.readable
+		l.mu.Lock()
+	}
+}
+
+// resetByPeer tells the reset of a stream from the end of its tunnel, which takes nothing from one that had ended before.
+func (s *Stream) resetByPeer() bool {
+	e, ok := s.err.(*ResetError)
+	return ok && e.Tunnel == nil
+}
+
+// stop passes an error on, and lets the next one who waits see it too. Needs link.mu.
+func (s *Stream) stop(err error) error {
+	notify(s.readable)
+	return err
+}
+
+// take notes that n bytes of what await returned were read.
+func (s *Stream) take(n int) {
+	l := s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.closed {
+		return // they are gone
+	}
+	s.in.drop(&l.chunks, n)
+	l.consume(s, n)
+}
+
+// Failed returns the error that the stream died of, nil while it lives or after it ended with FINs.
+func (s *Stream) Failed() error {
 	s.link.mu.Lock()
 	defer s.link.mu.Unlock()
-	switch {
-	case s.closed:
-		return net.ErrClosed
-	case err == io.EOF && s.finSeen && s.consumed == s.received && (s.err == nil || s.link.err != nil):
-		return io.EOF
-	case s.err != nil:
-		return s.err
-	case errors.Is(err, yamux.ErrTimeout):
-		return os.ErrDeadlineExceeded
+	if s.closed {
+		return nil
 	}
-	return &ResetError{Tunnel: s.link.err}
+	return s.err
 }
 
-// or returns net.ErrClosed or the reset if the stream has ended, else err.
+// WaitFailed waits for the error that the stream dies of, whether or not there is something to read. It returns nil when
+// the stream was closed by this end, or its read deadline has passed, first.
+func (s *Stream) WaitFailed() error {
+	l := s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		switch {
+		case s.closed, s.readBy.passed():
+			return s.stop(nil)
+		case s.err != nil:
+			return s.stop(s.err)
+		}
+		l.mu.Unlock()
+		<-s.readable
+		l.mu.Lock()
+	}
+}
+
+// or returns net.ErrClosed or the reset if the stream has ended, else err. Needs link.mu.
 func (s *Stream) or(err error) error {
-	s.link.mu.Lock()
-	defer s.link.mu.Unlock()
 	switch {
 	case s.closed:
 		return net.ErrClosed
@@ -117,100 +188,60 @@ func (s *Stream) or(err error) error {
 func (s *Stream) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	var w waiter
-	defer w.stop()
-	sent := 0
-	for sent < len(p) {
-		n, err := s.writeFrame(p[sent:], &w)
-		sent += n
-		if err != nil {
+	l := s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := s.writeError(); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	s.pending = p
+	l.queueTurn(s)
+	for len(s.pending) > 0 {
+		l.mu.Unlock()
+		<-s.writable
+		l.mu.Lock()
+		if err := s.writeError(); err != nil && len(s.pending) > 0 {
+			sent := len(p) - len(s.pending)
+			s.pending = nil
 			return sent, err
 		}
 	}
-	return sent, nil
+	return len(p), nil
 }
 
-// writeFrame sends one data frame. Credit comes first and the token second, so that a stream whose far end does not read
-// holds no token.
-func (s *Stream) writeFrame(p []byte, w *waiter) (int, error) {
-	for {
-		if s.ending.Load() {
-			return 0, s.or(syscall.EPIPE)
-		}
-		timeout, err := w.until(s.writeDeadline.Load())
-		if err != nil {
-			return 0, s.or(err)
-		}
-		n, err := s.reserve(min(len(p), maxSend))
-		if err != nil {
-			return 0, err
-		}
-		if n == 0 {
-			select {
-			case <-s.more:
-			case <-s.recut:
-			case <-timeout:
-			case <-s.done:
-			}
-			continue
-		}
-		select {
-		case s.link.tokens <- struct{}{}:
-		case <-s.recut:
-			s.unreserve(n)
-			continue
-		case <-timeout:
-			s.unreserve(n)
-			continue
-		case <-s.done:
-			return 0, s.or(net.ErrClosed)
-		}
-		if _, err := s.mux.Write(p[:n]); err != nil {
-			// The frame was not queued, or the session is dead and tokens are worth nothing.
-			s.link.releaseToken()
-			if errors.Is(err, yamux.ErrConnectionWriteTimeout) {
-				s.link.fail(&Error{reason: "link_lost", text: "tunnel is stuck", cause: err})
-			}
-			if errors.Is(err, yamux.ErrStreamClosed) {
-				return 0, s.or(syscall.EPIPE)
-			}
-			return 0, s.or(&ResetError{})
-		}
-		return n, nil
-	}
-}
-
-// reserve takes up to n bytes of credit.
-func (s *Stream) reserve(n int) (int, error) {
-	s.link.mu.Lock()
-	defer s.link.mu.Unlock()
+// writeError is why nothing can be written. Needs link.mu.
+func (s *Stream) writeError() error {
 	switch {
-	case s.closed:
-		return 0, net.ErrClosed
-	case s.err != nil:
-		return 0, s.err
+	case s.closed || s.err != nil:
+		return s.or(nil)
+	case s.ending:
+		return syscall.EPIPE
+	case s.writeBy.passed():
+		return os.ErrDeadlineExceeded
 	}
-	n = int(min(int64(n), s.credit))
-	s.credit -= int64(n)
-	return n, nil
-}
-
-func (s *Stream) unreserve(n int) {
-	s.link.mu.Lock()
-	s.credit += int64(n)
-	s.link.mu.Unlock()
+	return nil
 }
 
 // CloseWrite sends a FIN after what was written. The other direction stays open, for as long as it takes.
 func (s *Stream) CloseWrite() error {
-	s.ending.Store(true)
-	notify(s.recut) // a Write that waits gives up
+	l := s.link
+	l.mu.Lock()
+	s.ending = true
+	notify(s.writable) // a Write that waits gives up
+	l.mu.Unlock()
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if err := s.or(nil); err != nil {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := s.or(nil); err != nil || s.finSent {
 		return err
 	}
-	return s.mux.Close()
+	// After the data of the stream, so not with the control frames.
+	l.data = header{typ: typeWindow, flags: flagFIN, id: s.id}.appendTo(l.data)
+	s.finSent = true
+	l.removeIfFinished(s)
+	notify(l.wake)
+	return nil
 }
 
 // Close ends the stream in both directions, like closing a TCP socket: what was written still arrives, followed by a
@@ -234,24 +265,28 @@ func (s *Stream) Reset() error {
 func (s *Stream) release(end func()) {
 	s.closeOnce.Do(func() {
 		end()
-		s.link.total.streamsClosed.Add(1)
-		s.link.mu.Lock()
+		l := s.link
+		l.total.streamsClosed.Add(1)
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		s.closed = true
-		s.link.mu.Unlock()
-		notify(s.recut)
-		_ = s.mux.SetReadDeadline(time.Unix(1, 0)) // a Read that waits gives up
+		s.in = inbox{}
+		s.readBy.set(time.Time{}, l, s.readable)
+		s.writeBy.set(time.Time{}, l, s.writable)
 	})
 }
 
-// linger frees s now if it has ended, else when the far end's FIN arrives or the time for it is over.
+// wakeAll lets everybody who waits look again.
+func (s *Stream) wakeAll() {
+	notify(s.readable)
+	notify(s.writable)
+}
+
+// linger forgets s when the far end's FIN arrives or the time for it is over.
 func (l *link) linger(s *Stream) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.streams[s.id] != s {
-		l.resetLocked(s, net.ErrClosed)
-		return
-	}
-	if l.err == nil && l.timer != nil {
+	if l.streams[s.id] == s && l.err == nil && l.timer != nil {
 		l.lingering = append(l.lingering, lingering{s, time.Now().Add(lingerTime)})
 		if len(l.lingering) == 1 {
 			l.timer.Reset(0)
@@ -261,12 +296,9 @@ func (l *link) linger(s *Stream) {
 
 // lost reports whether the stream was reset, or its tunnel ended before both of its directions had.
 func (s *Stream) lost() bool {
-	select {
-	case <-s.done:
-		return true
-	default:
-		return false
-	}
+	s.link.mu.Lock()
+	defer s.link.mu.Unlock()
+	return s.err != nil
 }
 
 // LocalAddr is this end of the tunnel's connection.
@@ -282,55 +314,19 @@ func (s *Stream) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline makes reads fail with os.ErrDeadlineExceeded from t on; the zero time means never.
-func (s *Stream) SetReadDeadline(t time.Time) error {
-	s.readDeadline.Store(timePointer(t))
-	if err := s.or(nil); errors.Is(err, net.ErrClosed) {
-		return err // keep what release set
-	}
-	return s.mux.SetReadDeadline(t)
-}
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.readBy, t, s.readable) }
 
 // SetWriteDeadline makes writes fail with os.ErrDeadlineExceeded from t on; the zero time means never.
-func (s *Stream) SetWriteDeadline(t time.Time) error {
-	s.writeDeadline.Store(timePointer(t))
-	notify(s.recut)
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.writeBy, t, s.writable) }
+
+func (s *Stream) setDeadline(d *deadline, t time.Time, wake chan struct{}) error {
+	s.link.mu.Lock()
+	defer s.link.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	if !d.at.IsZero() || !t.IsZero() {
+		d.set(t, s.link, wake)
+	}
 	return nil
-}
-
-func timePointer(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
-// waiter is the timer of one Write, made when first needed.
-type waiter struct {
-	timer *time.Timer
-	at    time.Time
-}
-
-// until returns a channel that fires at *t, or nil for never.
-func (w *waiter) until(t *time.Time) (<-chan time.Time, error) {
-	if t == nil {
-		return nil, nil
-	}
-	d := time.Until(*t)
-	if d <= 0 {
-		return nil, os.ErrDeadlineExceeded
-	}
-	switch {
-	case w.timer == nil:
-		w.timer = time.NewTimer(d)
-	case !w.at.Equal(*t):
-		w.timer.Reset(d)
-	}
-	w.at = *t
-	return w.timer.C, nil
-}
-
-func (w *waiter) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
-	}
 }

@@ -60,9 +60,11 @@ func mustReset(t *testing.T, s *Stream) {
 // mustBeEmpty checks that neither we nor yamux remember any stream.
 func mustBeEmpty(t *testing.T, p *pair) {
 	t.Helper()
-	eventually(t, "no stream is left", func() bool {
-		return p.server.link.numStreams()+p.agent.link.numStreams()+p.server.mux.NumStreams()+p.agent.mux.NumStreams() == 0 &&
-			len(p.server.link.opens) == 0
+	eventually(t, "no stream is left", func() bool { return p.server.link.numStreams()+p.agent.link.numStreams() == 0 })
+	p.server.link.probe(time.Minute) // both ends read a frame, see link.Read
+	p.agent.link.probe(time.Minute)
+	eventually(t, "yamux remembers no stream", func() bool {
+		return p.server.mux.NumStreams()+p.agent.mux.NumStreams() == 0 && len(p.server.link.opens) == 0
 	})
 }
 
@@ -146,7 +148,7 @@ func TestDataBeforeResetArrives(t *testing.T) {
 		return b.received == 10
 	})
 	a.Reset()
-	<-b.done
+	_ = b.WaitFailed()
 	mustRead(t, b, "last words")
 	mustReset(t, b)
 	b.Close()
@@ -246,7 +248,7 @@ func TestCloseResetsInTheEnd(t *testing.T) {
 	a, b := p.open(t)
 	b.Close()
 	start := time.Now()
-	<-a.done
+	_ = a.WaitFailed()
 	if d := time.Since(start); d < lingerTime-time.Second {
 		t.Errorf("reset after %v", d)
 	}
@@ -454,16 +456,25 @@ func TestBulkBothWaysIsIntact(t *testing.T) {
 }
 
 // A key that is pressed while others copy files waits for a few frames, not for the files: it is counted how many bytes
-// of others go to TLS between its Write and its own frame.
+// of others go to TLS between its Write and its own frame. On a slow link these must be few.
 func TestSmallWriteWaitsForAFewFrames(t *testing.T) {
+	t.Run("fast", func(t *testing.T) { smallWriteWaits(t, 0, maxQueue) })
+	t.Run("slow", func(t *testing.T) { smallWriteWaits(t, 3*queueTime, minQueue) })
+}
+
+// smallWriteWaits is the test with a link that takes each batch of frames in the given time, and then should have a queue of
+// that length.
+func smallWriteWaits(t *testing.T, batch time.Duration, queue int) {
 	p := newPair(t, testSettings())
 	eventually(t, "first ping is answered", func() bool { return p.server.rtt() > 0 })
 	const copies = 4
 	var seen, pressed, passed atomic.Int64 // bytes written; the same when the key was pressed, and when it went out
 	l := p.server.link
 	l.mu.Lock()
+	l.queue = maxQueue
 	inner := l.tls
 	l.tls = readWriter{inner, writerFunc(func(b []byte) (int, error) {
+		time.Sleep(batch)
 		if at := bytes.Index(b, []byte("KEYSTROKE")); at >= 0 {
 			passed.Store(seen.Load() + int64(at))
 		}
@@ -480,19 +491,20 @@ func TestSmallWriteWaitsForAFewFrames(t *testing.T) {
 		wg.Go(func() { _, _ = a.Write(make([]byte, 1<<30)); a.Close() })
 	}
 	key, far := p.open(t)
+	time.Sleep(10 * batch) // for the queue to adapt
 	var waited []int64
-	for range 50 {
+	for range 30 {
 		time.Sleep(5 * time.Millisecond)
 		pressed.Store(seen.Load())
 		mustWrite(t, key, "KEYSTROKE")
 		mustRead(t, far, "KEYSTROKE")
 		waited = append(waited, passed.Load()-pressed.Load())
 	}
-	// One frame of each stream that waits for a token, what holds tokens, and the batch that is being written. The median,
-	// because the scheduler may put us aside before the Write.
+	// One frame of each stream that waits, the queue, and the batch that is being written. The median, because the
+	// scheduler may put us aside before the Write.
 	slices.Sort(waited)
-	if bound := int64((copies + 3*dataTokens) * 16 << 10); waited[25] > bound {
-		t.Errorf("%d bytes went before, want at most %d", waited[25], bound)
+	if bound := int64(copies*(maxSend+headerLen) + 2*(queue+maxSend+headerLen)); waited[15] > bound {
+		t.Errorf("%d bytes went before, want at most %d", waited[15], bound)
 	}
 	for _, s := range streams {
 		s.Reset()
