@@ -11,6 +11,7 @@
 // The agent alone decides what is dialed; a server, even a stolen one, reaches what Policy says and nothing more.
 //
 // Handle runs in the caller's goroutine, one for each stream, and owns the stream from its first line on: whatever
-// happens, it has been closed or reset when Handle returns. While the dial is under way the stream is read, so that
-// a client that gives up is noticed and the dial with it; what was read is the first that the edge service gets.
+// happens, it has been closed or reset when Handle returns. While the dial is under way the stream is watched (it should
+// be a relay.Watcher), so that a client that gives up is noticed and the dial with it; what the client sends meanwhile, up to
+// wire.MaxRetained bytes, has to find room in the stream.
 package deliver

@@ -88,9 +88,9 @@ func (h *Handler) carry(ctx context.Context, f *facts, stream *ledger.Conn, entr
 		return h.turnDown(ctx, plain, wire.Reply{Status: wire.StatusOverloaded, Message: "the agent has as many dials under way as it may"})
 	}
 	dialCtx, giveUp := context.WithCancel(ctx)
-	watched := watch(stream, giveUp)
+	watch := watchStream(plain, giveUp)
 	conn, target, err := h.dial(dialCtx, targets)
-	lost := watched.stop()
+	lost := watch.stop()
 	giveUp()
 	<-h.dials
 	switch {
@@ -111,7 +111,7 @@ func (h *Handler) carry(ctx context.Context, f *facts, stream *ledger.Conn, entr
 	}
 	f.dialed = target
 	entry.Describe(*f)
-	return ended(ctx, h.relayer.Relay(ctx, watched, far))
+	return ended(ctx, h.relayer.Relay(ctx, stream, far))
 }
 
 // How long a server may take to take a status, and to close its end after one that is not OK.

@@ -5,8 +5,6 @@ package deliver
 import (
 	"context"
 	"errors"
-	"net"
-	"os"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay/ledger"
@@ -45,9 +43,4 @@ func ended(ctx context.Context, r relay.Result) (reason, detail string) {
 		return ledger.TunnelLost, ""
 	}
 	return ledger.Ended(r)
-}
-
-func timedOut(err error) bool {
-	var timeout net.Error
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 }

@@ -4,13 +4,8 @@ package relay
 
 import (
 	"io"
-	"sync"
-	"time"
+	"sync/atomic"
 )
-
-// stallCheck is how long a Write may block before the side that is not being read meanwhile is asked whether it still
-// lives, and again each time.
-const stallCheck = 2 * time.Second
 
 // flow is one direction of a relay. It runs on one goroutine.
 type flow struct {
@@ -19,10 +14,10 @@ type flow struct {
 	src, dst         Conn
 	srcSide, dstSide side
 	written          int64 // bytes that dst took
+	failure          error // of dst
 
-	stall   *time.Timer // runs while dst.Write does; nil if src is no Watcher
-	mu      sync.Mutex
-	writing bool // guarded by mu
+	writes atomic.Uint64 // begun and ended; odd while one runs
+	seen   uint64        // writes at the last stall check, whose alone it is
 }
 
 // pooledReader is a Conn that takes a buffer only once there is something to put into it.
@@ -31,18 +26,20 @@ type pooledReader interface {
 }
 
 func (f *flow) run() {
-	watched, _ := f.src.(Watcher)
-	if watched != nil {
-		f.stall = time.AfterFunc(time.Hour, func() { f.check(watched) })
-		f.stall.Stop()
-	}
-	if !f.copy() {
+	err := f.copy()
+	switch {
+	case f.failure != nil:
+		f.session.fail(f.dstSide.reason(f.failure), f.failure)
+		return
+	case err != nil:
+		f.session.fail(f.srcSide.reason(err), err)
 		return
 	}
 	if err := f.dst.CloseWrite(); err != nil {
 		f.session.fail(f.dstSide.reason(err), err)
 		return
 	}
+	watched, _ := f.src.(Watcher)
 	if f.session.finish() || watched == nil {
 		return
 	}
@@ -52,82 +49,64 @@ func (f *flow) run() {
 	}
 }
 
-// copy moves bytes until src ends with FIN, which it reports as true, or the session has failed.
-func (f *flow) copy() (eof bool) {
-	for {
-		buf, n, err := f.read()
-		if n > 0 {
-			werr := f.write(buf[:n])
-			if werr != nil {
-				f.relayer.put(buf)
-				f.session.fail(f.dstSide.reason(werr), werr)
-				return false
-			}
-		}
-		if buf != nil {
-			f.relayer.put(buf)
-		}
-		if err == io.EOF {
-			return true
-		}
-		if err != nil {
-			f.session.fail(f.srcSide.reason(err), err)
-			return false
-		}
-	}
-}
-
-// read returns the next bytes of src in a buffer of the relayer's, or no buffer and an error.
-func (f *flow) read() (*buffer, int, error) {
+// copy moves bytes until src ends with FIN, which is no error. An error of dst is in f.failure.
+func (f *flow) copy() error {
 	switch src := f.src.(type) {
 	case pooledReader:
-		return src.readPooled(f.relayer)
-	case ReadWaiter:
-		if err := src.WaitRead(); err != nil {
-			return nil, 0, err
+		for {
+			buf, n, err := src.readPooled(f.relayer)
+			if err == nil {
+				_, err = f.Write(buf[:n])
+				f.relayer.put(buf)
+			}
+			if err != nil {
+				return unlessEOF(err)
+			}
 		}
+	case io.WriterTo:
+		_, err := src.WriteTo(f)
+		return err
 	}
 	buf := f.relayer.get()
-	n, err := f.src.Read(buf[:])
-	return buf, n, err
+	defer f.relayer.put(buf)
+	for {
+		n, err := f.src.Read(buf[:])
+		if n > 0 {
+			if _, err := f.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return unlessEOF(err)
+		}
+	}
 }
 
-// write hands p to dst and counts what was taken.
-func (f *flow) write(p []byte) error {
-	if f.stall != nil {
-		f.setWriting(true)
-		defer f.setWriting(false)
-	}
-	n, err := f.dst.Write(p)
-	f.written += int64(n)
-	if err == nil && n < len(p) {
-		err = io.ErrShortWrite
+func unlessEOF(err error) error {
+	if err == io.EOF {
+		return nil
 	}
 	return err
 }
 
-func (f *flow) setWriting(on bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.writing = on
-	if on {
-		f.stall.Reset(stallCheck)
-	} else {
-		f.stall.Stop()
+// Write hands p to dst and counts what was taken.
+func (f *flow) Write(p []byte) (int, error) {
+	f.writes.Add(1)
+	f.session.stall.arm()
+	n, err := f.dst.Write(p)
+	f.writes.Add(1)
+	f.written += int64(n)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
 	}
+	f.failure = err
+	return n, err
 }
 
-// check runs on the stall timer. Nobody reads src while dst is slow; without this a client that resets would hold its
-// stream for as long as the far end does not read.
-func (f *flow) check(src Watcher) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.writing {
-		return // the write ended as the timer fired; src may belong to nobody by now
-	}
-	if err := src.Failed(); err != nil {
-		f.session.fail(f.srcSide.reason(err), err)
-		return
-	}
-	f.stall.Reset(stallCheck)
+// stalled reports whether one Write has lasted since the last call, and whether there was none meanwhile.
+func (f *flow) stalled() (stalled, idle bool) {
+	n := f.writes.Load()
+	same := n == f.seen
+	f.seen = n
+	return same && n%2 == 1, same && n%2 == 0
 }

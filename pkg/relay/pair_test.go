@@ -5,6 +5,7 @@ package relay
 import (
 	"bufio"
 	"context"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -41,7 +42,7 @@ func tcpPair(t testing.TB) (near, far *net.TCPConn) {
 // plain hides everything but Conn.
 type plain struct{ Conn }
 
-// stream is a Conn such as a tunnel's: buffered in userspace, a ReadWaiter and a Watcher, not a socket.
+// stream is a Conn such as a tunnel's: buffered in userspace, an io.WriterTo and a Watcher, not a socket.
 type stream struct {
 	Conn
 	Watcher
@@ -50,8 +51,8 @@ type stream struct {
 
 func newStream(c Conn) *stream { return &stream{c, c.(Watcher), bufio.NewReaderSize(c, 4096)} }
 
-func (s *stream) Read(b []byte) (int, error) { return s.r.Read(b) }
-func (s *stream) WaitRead() error            { _, err := s.r.Peek(1); return err }
+func (s *stream) Read(b []byte) (int, error)         { return s.r.Read(b) }
+func (s *stream) WriteTo(w io.Writer) (int64, error) { return s.r.WriteTo(w) }
 
 // kinds are the sorts of Conn that b is tested with; watches says whether a reset that nobody reads is noticed.
 var kinds = []struct {

@@ -14,6 +14,9 @@
 // is queued here. What nobody reads cannot tell of a reset, so a side that is not being read (its FIN has come, or
 // the other side is slow) is watched for one: see Watcher.
 //
+// A Conn that has a buffer of its own should be an io.WriterTo: then it is not read into a buffer that an idle relay would
+// hold. (What TCP returns takes one only when there is something to read.)
+//
 // Relay owns both connections from the call on and has closed them when it returns; the goroutine it starts has
 // ended by then. While a relay is idle it costs its two goroutines and no buffer.
 package relay
@@ -51,15 +54,8 @@ type Watcher interface {
 	Failed() error
 
 	// WaitFailed blocks until Failed returns an error, and returns it; nil when this end closed the connection, or
-	// its read deadline passed, first. It is called only after Read has returned io.EOF.
+	// its read deadline passed, first. It is not called while a Read is under way.
 	WaitFailed() error
-}
-
-// ReadWaiter is a Conn that can wait for something to read without a buffer to read it into. A Conn that is none keeps
-// a buffer of BufferSize while it is idle. (What TCP returns does the same, in fewer system calls.)
-type ReadWaiter interface {
-	// WaitRead blocks until Read would return at once: with data, io.EOF or an error.
-	WaitRead() error
 }
 
 // IsReset reports whether err says that the peer reset the connection: ECONNRESET, EPIPE and ENOTCONN, the last two for
@@ -117,8 +113,9 @@ func (r *Relayer) Relay(ctx context.Context, a, b Conn) Result {
 
 	s := &session{a: a, b: b}
 	s.running.Store(2)
-	up := &flow{session: s, relayer: r, src: a, dst: b, srcSide: client, dstSide: remote}
-	down := &flow{session: s, relayer: r, src: b, dst: a, srcSide: remote, dstSide: client}
+	s.up = flow{session: s, relayer: r, src: a, dst: b, srcSide: client, dstSide: remote}
+	s.down = flow{session: s, relayer: r, src: b, dst: a, srcSide: remote, dstSide: client}
+	s.stall.check = s.check
 
 	canceled := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -126,14 +123,15 @@ func (r *Relayer) Relay(ctx context.Context, a, b Conn) Result {
 		s.fail(Canceled, context.Cause(ctx))
 	})
 	var wg sync.WaitGroup
-	wg.Go(down.run)
-	up.run()
+	wg.Go(s.down.run)
+	s.up.run()
 	wg.Wait()
+	s.stall.stop()
 	if !stop() {
 		<-canceled
 	}
 
-	res := Result{Sent: up.written, Received: down.written, Reason: Closed}
+	res := Result{Sent: s.up.written, Received: s.down.written, Reason: Closed}
 	if s.reason != "" {
 		res.Reason, res.Err = s.reason, s.err
 	}
@@ -145,8 +143,10 @@ func (r *Relayer) Relay(ctx context.Context, a, b Conn) Result {
 //	running 2 ──EOF──► 1 ──EOF──► 0: closed
 //	   └──── fail ─────┴─► reset
 type session struct {
-	a, b    Conn
-	running atomic.Int32 // directions that have not seen their FIN
+	a, b     Conn
+	up, down flow
+	stall    stall
+	running  atomic.Int32 // directions that have not seen their FIN
 
 	once   sync.Once // whoever ends the session, in whichever way
 	reason Reason    // written within once, read after all goroutines ended; "" means closed
@@ -172,6 +172,22 @@ func (s *session) fail(reason Reason, err error) {
 		_ = s.a.Reset()
 		_ = s.b.Reset()
 	})
+}
+
+// check looks for a Write that blocks. Nobody reads its source meanwhile; without this a client that resets would hold its
+// stream for as long as the far end does not read.
+func (s *session) check() (idle bool) {
+	idle = true
+	for _, f := range [...]*flow{&s.up, &s.down} {
+		stalled, none := f.stalled()
+		idle = idle && none
+		if src, ok := f.src.(Watcher); ok && stalled {
+			if err := src.Failed(); err != nil {
+				s.fail(f.srcSide.reason(err), err)
+			}
+		}
+	}
+	return idle
 }
 
 // side is one of the two, for the naming of failures.

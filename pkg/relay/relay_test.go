@@ -629,24 +629,31 @@ func TestCanceledAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestStallCheckRuns: without reset nothing happens however often the check runs, and it stops with the write.
+// TestStallCheckRuns: without reset nothing happens however often the check runs, and it stops after the write.
 func TestStallCheckRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := &countingWatcher{}
 		dst := &blockingConn{release: make(chan struct{})}
-		f := &flow{session: &session{a: src, b: dst}, relayer: new(Relayer), src: src, dst: dst}
-		f.stall = time.AfterFunc(time.Hour, func() { f.check(src) })
-		f.stall.Stop()
-		go func() { time.Sleep(10*stallCheck + time.Millisecond); close(dst.release) }()
-		if err := f.write([]byte("x")); err != nil {
-			t.Fatal(err)
+		s := &session{a: src, b: dst}
+		s.up, s.down = flow{session: s, src: src, dst: dst}, flow{session: s, src: dst, dst: src}
+		s.stall.check = s.check
+		for _, asked := range []int32{9, 18} { // not at the first look, which sees that the write is new
+			go func() { time.Sleep(10*stallCheck + time.Millisecond); dst.release <- struct{}{} }()
+			if _, err := s.up.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if n := src.asked.Load(); n != asked {
+				t.Errorf("asked %d times, want %d", n, asked)
+			}
+			time.Sleep(time.Hour)
+			if n := src.asked.Load(); n != asked || s.stall.armed.Load() {
+				t.Errorf("asked %d times after the write, armed: %v", n-asked, s.stall.armed.Load())
+			}
 		}
-		if n := src.asked.Load(); n != 10 {
-			t.Errorf("asked %d times, want 10", n)
-		}
-		time.Sleep(time.Hour)
-		if n := src.asked.Load(); n != 10 {
-			t.Errorf("asked %d times after the write", n-10)
+		s.stall.stop()
+		s.stall.arm()
+		if s.stall.armed.Load() {
+			t.Error("armed after the end")
 		}
 	})
 }

@@ -3,12 +3,13 @@
 package ledger
 
 import (
+	"io"
 	"sync/atomic"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
 )
 
-// Conn is a connection whose bytes are counted. It passes on relay.Watcher and relay.ReadWaiter, so wrapping costs a relay
+// Conn is a connection whose bytes are counted. It passes on relay.Watcher and io.WriterTo, so wrapping costs a relay
 // nothing but the counting. (What relay.TCP returns has faster ways that a wrapper would hide: count the stream.)
 type Conn struct {
 	relay.Conn
@@ -52,10 +53,17 @@ func (c *Conn) WaitFailed() error {
 	return nil
 }
 
-// WaitRead is that of the connection within, and returns nil at once if it is no relay.ReadWaiter.
-func (c *Conn) WaitRead() error {
-	if w, ok := c.Conn.(relay.ReadWaiter); ok {
-		return w.WaitRead()
-	}
-	return nil
+// WriteTo is that of the connection within, or copies.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) { return io.Copy(&counter{w, c.read}, c.Conn) }
+
+// counter counts what is written to w.
+type counter struct {
+	w io.Writer
+	n *atomic.Int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n.Add(int64(n))
+	return n, err
 }
