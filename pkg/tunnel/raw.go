@@ -35,8 +35,9 @@ type raw struct {
 	out    []byte // records that wait for uncork
 }
 
-// corkSize is how much waits at most. It is written at once, so it is also what a write that makes any progress writes.
-const corkSize = 64 << 10
+// corkSize is how much waits at most: two full records. More fits into no packet that the kernel passes on whole, and comes
+// in bursts that congestion controls with pacing (BBR) take apart again with timers.
+const corkSize = 32 << 10
 
 func newRaw(c net.Conn) *raw {
 	return &raw{Conn: c, start: time.Now()}

@@ -10,7 +10,7 @@ const (
 	// between the two bounds. At less than 30 Mbit/s it is minQueue.
 	queueTime = 8 * time.Millisecond
 	minQueue  = 32 << 10
-	maxQueue  = 256 << 10
+	maxQueue  = 128 << 10
 
 	// lazyTime is how long a frame that nobody waits for may wait for company.
 	lazyTime = time.Millisecond
