@@ -29,6 +29,7 @@ func tlsPair(b *testing.B) (near, far *tls.Conn) {
 func bulk(b *testing.B, from io.Writer, to io.Reader, end func() error) {
 	const piece = 64 << 10
 	b.SetBytes(piece)
+	b.ReportAllocs()
 	done := make(chan error, 1)
 	go func() {
 		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{to}, make([]byte, piece))
@@ -71,6 +72,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	run := func(b *testing.B, s, a net.Conn) {
 		go func() { _, _ = io.Copy(struct{ io.Writer }{a}, struct{ io.Reader }{a}) }()
 		buf := make([]byte, 1)
+		b.ReportAllocs()
 		for b.Loop() {
 			if _, err := s.Write(buf); err != nil {
 				b.Fatal(err)
@@ -112,6 +114,7 @@ func BenchmarkOpen(b *testing.B) {
 		}
 	}()
 	buf := make([]byte, 1)
+	b.ReportAllocs()
 	for b.Loop() {
 		s, err := p.server.open(context.Background())
 		if err != nil {

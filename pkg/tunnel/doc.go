@@ -17,12 +17,20 @@
 //
 // # Layers
 //
-//	Stream                 half-close, reset, deadlines, fairness         stream.go
-//	yamux.Session          stream numbers, buffers
-//	link                   whole frames: order, credit, resets, pings     link.go, credit.go, frame.go
+//	Stream              half-close, reset, deadlines, what was received    stream.go, inbox.go, deadline.go
+//	link                turns and queues of the writer                     writer.go
+//	                    frames to streams                                  reader.go, inbuf.go, frame.go
+//	                    credit, pings, life and death                      credit.go, link.go
 //	tls.Conn
-//	raw                    when bytes last arrived, progress of writes    raw.go
+//	raw                 when bytes last arrived, progress of writes        raw.go
 //	net.TCPConn
+//
+// Beside the link, and on top of it, stands a yamux.Session. It numbers streams, hands out those that arrive, and bounds how
+// many may be unanswered. It sees that a stream is opened, acknowledged and over; the bytes pass it by.
+//
+//	Stream.Write ──► link's queue ──► writer ──► TLS         TLS ──► inbuf ──► inbox ──► Stream.Read, Stream.WriteTo
+//	                      ▲                                           │
+//	yamux: SYN, ACK ──────┘                                           └──────► yamux: SYN, ACK, end
 //
 // # Use of yamux
 //

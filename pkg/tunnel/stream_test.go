@@ -195,6 +195,92 @@ func TestResetOfUnansweredStream(t *testing.T) {
 	defer p.close() // before accepted is closed
 }
 
+// A reset is noticed by those who wait for it, whether or not there is something to read or the end of data was read; nothing
+// else ends the waiting but a deadline and the own end.
+func TestWaitFailed(t *testing.T) {
+	p := newPair(t, testSettings())
+	for name, prepare := range map[string]func(a, b *Stream){
+		"idle":      func(a, b *Stream) {},
+		"with data": func(a, b *Stream) { mustWrite(t, a, "unread") },
+		"after FIN": func(a, b *Stream) { _ = a.CloseWrite(); _, _ = io.ReadAll(b) },
+	} {
+		for how, end := range map[string]func(a, b *Stream){
+			"reset":      func(a, b *Stream) { a.Reset() },
+			"own close":  func(a, b *Stream) { b.Close() },
+			"own reset":  func(a, b *Stream) { b.Reset() },
+			"deadline":   func(a, b *Stream) { b.SetReadDeadline(time.Unix(1, 0)) },
+			"deadline 2": func(a, b *Stream) { b.SetReadDeadline(time.Now().Add(5 * time.Millisecond)) },
+		} {
+			a, b := p.open(t)
+			prepare(a, b)
+			waited := make(chan error, 2)
+			for range 2 {
+				go func() { waited <- b.WaitFailed() }()
+			}
+			time.Sleep(5 * time.Millisecond)
+			if len(waited) > 0 {
+				t.Errorf("%s, %s: returned early: %v", name, how, <-waited)
+			}
+			end(a, b)
+			for range 2 {
+				if err := <-waited; (err != nil) != (how == "reset") || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("%s, %s: %v", name, how, err)
+				}
+			}
+			if err := b.Failed(); (err != nil) != (how == "reset") {
+				t.Errorf("%s, %s: failed with %v", name, how, err)
+			}
+			a.Reset()
+			b.Reset()
+		}
+	}
+	mustBeEmpty(t, p)
+}
+
+// WriteTo ends like Read would, and gives back an error of its writer.
+func TestWriteTo(t *testing.T) {
+	p := newPair(t, testSettings())
+	data := make([]byte, 5<<20)
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(data)
+	a, b := p.open(t)
+	go func() {
+		_, _ = a.Write(data)
+		_ = a.CloseWrite()
+	}()
+	var got bytes.Buffer
+	if n, err := b.WriteTo(&got); err != nil || n != int64(len(data)) || !bytes.Equal(got.Bytes(), data) {
+		t.Errorf("%d, %v", n, err)
+	}
+	a.Close()
+	b.Close()
+
+	a, b = p.open(t)
+	mustWrite(t, a, "last words")
+	got.Reset()
+	written := make(chan error, 1)
+	go func() {
+		_, err := b.WriteTo(&got)
+		written <- err
+	}()
+	time.Sleep(5 * time.Millisecond)
+	a.Reset()
+	if err := <-written; !errors.Is(err, syscall.ECONNRESET) || got.String() != "last words" {
+		t.Errorf("%q, %v", got.String(), err)
+	}
+	b.Close()
+
+	a, b = p.open(t)
+	mustWrite(t, a, "12345")
+	n, err := b.WriteTo(writerFunc(func([]byte) (int, error) { return 2, io.ErrClosedPipe }))
+	if n != 2 || err != io.ErrClosedPipe {
+		t.Errorf("%d, %v", n, err)
+	}
+	mustRead(t, b, "345")
+	a.Reset()
+	b.Reset()
+	mustBeEmpty(t, p)
+}
+
 // The far end may have reset a stream before open has returned it.
 func TestResetFasterThanOpen(t *testing.T) {
 	p := newPair(t, testSettings())
