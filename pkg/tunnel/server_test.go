@@ -205,7 +205,8 @@ func TestLoginAndEcho(t *testing.T) {
 		ss, as := s.Stats(), a.Stats()
 		return ss.StreamsOpened == 350 && ss.StreamsClosed == 350 && as.StreamsOpened == 350 && as.StreamsClosed == 350
 	})
-	if ai := a.Tunnels(); ai[0].State != "connected" || ai[0].ServerID != "cloud-1" {
+	// Which of the two slots wins is a matter of luck; the other waits for another server.
+	if ai := a.Tunnels(); !slices.ContainsFunc(ai, func(i AgentInfo) bool { return i.State == "connected" && i.ServerID == "cloud-1" }) {
 		t.Errorf("%+v", ai)
 	}
 	a.stop()

@@ -116,6 +116,7 @@ func TestSuccessorWaits(t *testing.T) {
 	if err := s.server.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	successor.waitLog(`"started"`) // until then it is the predecessor that answers where daemons are asked
 	successor.waitReady()
 	successor.waitTarget(s.edge.V4, "online")
 	s.cloud.mustEcho(addr)
