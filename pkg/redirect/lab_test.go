@@ -28,6 +28,7 @@ import (
 // goroutine is in the namespace, its process in the cgroup.
 type lab struct {
 	t      *testing.T
+	home   netns.NsHandle // where the test came from
 	host   netns.NsHandle
 	pod    netns.NsHandle // see addPod
 	bpffs  string
@@ -54,13 +55,14 @@ func newLab(t *testing.T) *lab {
 	l := &lab{t: t, pod: netns.None(), bpffs: t.TempDir()}
 
 	runtime.LockOSThread()
-	before, err := netns.Get()
+	var err error
+	l.home, err = netns.Get()
 	must(t, err)
 	l.host, err = netns.New()
 	must(t, err)
 	t.Cleanup(func() {
-		must(t, netns.Set(before))
-		_, _ = l.host.Close(), before.Close()
+		must(t, netns.Set(l.home))
+		_, _ = l.host.Close(), l.home.Close()
 		runtime.UnlockOSThread()
 	})
 	lo, err := netlink.LinkByName("lo")
@@ -304,6 +306,42 @@ func ask(d *net.Dialer, network, addr string) (string, error) {
 func answer(r io.Reader) (string, error) {
 	line, err := bufio.NewReader(r).ReadString('\n')
 	return strings.TrimSpace(line), err
+}
+
+// canRefuse tells whether this kernel lets connect() fail with an error of ours.
+func canRefuse(t *testing.T, k *Kernel) bool {
+	t.Helper()
+	var have uint8
+	must(t, k.spec.Variables[kernelVarHaveSetRetval].Get(&have))
+	return have == 1
+}
+
+// refusal is the error of a call that a program refuses: before Linux 5.18 always EPERM.
+func refusal(t *testing.T, k *Kernel, errno unix.Errno) unix.Errno {
+	t.Helper()
+	if canRefuse(t, k) {
+		return errno
+	}
+	return unix.EPERM
+}
+
+// offlineUnserved is the error of a connect() to an offline target while no daemon listens: what cannot be refused goes to where the daemon
+// would reset it.
+func offlineUnserved(t *testing.T, k *Kernel) unix.Errno {
+	t.Helper()
+	if canRefuse(t, k) {
+		return unix.EHOSTUNREACH
+	}
+	return unix.ECONNREFUSED
+}
+
+func haveMPTCP() bool {
+	s, err := newSocket(unix.AF_INET, unix.IPPROTO_MPTCP)
+	if err != nil {
+		return false
+	}
+	s.close()
+	return true
 }
 
 func stats(t *testing.T, k *Kernel) Counters {

@@ -58,6 +58,14 @@ func (s socket) connectWithin(limit time.Duration, family int, addr netip.AddrPo
 	return err
 }
 
+// ask connects and reads the answer. A reset can come before either has returned.
+func (s socket) ask(family int, addr netip.AddrPort) (string, error) {
+	if err := s.connect(family, addr); err != nil {
+		return "", err
+	}
+	return s.answer()
+}
+
 func (s socket) wait(events int16, limit time.Duration) error {
 	for deadline := time.Now().Add(limit); ; {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s), Events: events}}, int(time.Until(deadline).Milliseconds()))
