@@ -173,7 +173,7 @@ func (l *link) remove(s *Stream) {
 		return
 	}
 	delete(l.streams, s.id)
-	l.budget += int(s.window) - initialWindow
+	l.budget += s.window - initialWindow
 	if l.opener && !s.acked {
 		l.acknowledge(s) // or yamux would wait for it for ever
 	}
