@@ -149,7 +149,8 @@ func (s *exactServer) acceptAll(listener socket) {
 	for !s.stopping.Load() {
 		fd, _, err := unix.Accept4(int(listener), unix.SOCK_CLOEXEC)
 		if err != nil {
-			continue // nobody came; or the listener was shut down
+			time.Sleep(time.Millisecond) // no descriptor is left; or the listener was shut down
+			continue
 		}
 		s.accepted.Add(1)
 		s.check(fd)
@@ -256,6 +257,15 @@ func (s *exactServer) account(t *testing.T) Counters {
 			left[name]++
 		}
 		must(t, entries.Err())
+	}
+	var cgroup kernelCgroupKey
+	var pending kernelPending
+	var sum int64
+	for entries := s.k.maps[kernelMapPending].Iterate(); entries.Next(&cgroup, &pending); {
+		sum += pending.HandOvers
+	}
+	if sum != int64(c.HandedOverPod-c.AcceptedPod) {
+		t.Errorf("%d hand-overs of pods count as pending, want %d", sum, c.HandedOverPod-c.AcceptedPod)
 	}
 	if c.HandedOverHost != c.AcceptedHost+left[kernelMapInFlightHost] || c.HandedOverPod != c.AcceptedPod+left[kernelMapInFlightPods]+left[kernelMapInFlightCrowd] {
 		t.Errorf("handed over %d and %d, accepted %d and %d, left %v", c.HandedOverHost, c.HandedOverPod, c.AcceptedHost, c.AcceptedPod, left)

@@ -58,6 +58,9 @@ func visitAndHold(in *json.Decoder, out *json.Encoder) error {
 		w := h.Wishes[i%len(h.Wishes)]
 		s, err := w.open(0)
 		if err == nil {
+			err = unix.SetsockoptTimeval(int(s), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20})
+		}
+		if err == nil {
 			err = w.connect(s)
 		}
 		if err == nil {
