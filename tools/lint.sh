@@ -61,6 +61,7 @@ vulnerabilities() {
 }
 
 check "gofmt -s" formatted
+check "go.mod is tidy" go mod tidy -diff
 check "go vet" go vet ./...
 check "go build and vet for arm64" arm64
 check "import directions" go run ./tools/importcheck
