@@ -76,7 +76,7 @@ func run(ctx context.Context, env cli.Env) error {
 		Handle: func(ctx context.Context, s *tunnel.Stream, h wire.Header) {
 			handler.Handle(ctx, s.RemoteAddr().String(), s, h)
 		},
-		Software:   cli.VersionLine(env.Name),
+		Software:   env.Name + " " + cli.Version(),
 		Wake:       network.wake,
 		MaxStreams: conns + 256, // so that there are some left to say "overloaded" in
 		Log:        log,
