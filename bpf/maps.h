@@ -29,6 +29,15 @@ struct {
 	__type(value, struct target);
 } targets SEC(".maps");
 
+/* As large as targets. No program reads it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct target_key);
+	__type(value, struct target_node);
+} target_nodes SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);

@@ -39,9 +39,13 @@ struct target_key {
 	ADDRESS(addr);
 };
 
-/* The state comes first: it shares a cache line with the key, and the rest of the value is never touched by connect(). */
+/* No more than connect() needs: the smaller the entries, the fewer cache misses. */
 struct target {
 	enum target_state state;
+};
+
+/* Whose address it is, for the daemon's successor and for the reader of a dump. */
+struct target_node {
 	char node[256];
 };
 

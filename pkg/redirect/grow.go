@@ -10,8 +10,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// growFor makes sure that the target map has room for n targets, and a quarter to spare: an address that does not fit would be a miss,
-// and go direct. The kernel cannot resize a map, so a larger one is filled and the programs that read it are swapped; connections
+// growFor makes sure that the target maps have room for n targets, and a quarter to spare: an address that does not fit would be a miss,
+// and go direct. The kernel cannot resize a map, so larger ones are filled and the programs that read them are swapped; connections
 // that are being made meanwhile find their target in the one or the other. Called with the lock held.
 func (k *Kernel) growFor(n int) error {
 	old := k.maps[kernelMapTargets]
@@ -24,12 +24,12 @@ func (k *Kernel) growFor(n int) error {
 	}
 
 	spec := k.spec.Copy()
-	spec.Maps[kernelMapTargets].MaxEntries = uint32(size)
+	sizeTargets(spec, nil, uint32(size))
 	readers := readersOfTargets(spec)
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(readers, name) })
 	shared := map[string]*ebpf.Map{}
 	for name := range mapSet(k.maps).names(spec) {
-		if name != kernelMapTargets {
+		if !slices.Contains(targetMaps, name) {
 			shared[name] = k.maps[name]
 		}
 	}
@@ -38,7 +38,11 @@ func (k *Kernel) growFor(n int) error {
 		return explain("make a larger target map", err)
 	}
 	defer loaded.Close() // what is left in it
-	if _, err := writeTargets(loaded.Maps[kernelMapTargets], slices.Collect(maps.Values(k.targets))); err != nil {
+	list := slices.Collect(maps.Values(k.targets))
+	if _, err := writeEach(loaded.Maps[kernelMapTargetNodes], list, Target.node); err != nil {
+		return err
+	}
+	if _, err := writeEach(loaded.Maps[kernelMapTargets], list, Target.state); err != nil {
 		return err
 	}
 	if err := k.swap(readers, loaded.Programs); err != nil {
@@ -48,15 +52,18 @@ func (k *Kernel) growFor(n int) error {
 		_ = k.programs[name].Close()
 		k.programs[name] = loaded.DetachProgram(name)
 	}
-	k.maps[kernelMapTargets] = loaded.DetachMap(kernelMapTargets)
 	k.log.Info("Replaced the target map by a larger one", "from", old.MaxEntries(), "to", size)
-	_ = old.Close()
-
-	if len(k.links) == 0 {
-		k.unpinned[kernelMapTargets] = true // Attach puts it into force
-		return nil
+	var all []error
+	for _, name := range targetMaps {
+		_ = k.maps[name].Close()
+		k.maps[name] = loaded.DetachMap(name)
+		if len(k.links) == 0 {
+			k.unpinned[name] = true // Attach puts it into force
+			continue
+		}
+		all = append(all, k.pins.replace(k.maps[name], k.pins.mapPin(name)))
 	}
-	return k.pins.replace(k.maps[kernelMapTargets], k.pins.mapPin(kernelMapTargets))
+	return errors.Join(all...)
 }
 
 // swap gives attached links new programs, all or none.

@@ -131,12 +131,16 @@ type kernelSockRecord struct {
 type kernelTarget struct {
 	_     structs.HostLayout
 	State kernelTargetState
-	Node  [256]int8
 }
 
 type kernelTargetKey struct {
 	_    structs.HostLayout
 	Addr [16]uint8
+}
+
+type kernelTargetNode struct {
+	_    structs.HostLayout
+	Node [256]int8
 }
 
 type kernelTargetState uint32
@@ -161,6 +165,7 @@ const (
 	kernelMapPending          = "pending"
 	kernelMapPorts            = "ports"
 	kernelMapSockets          = "sockets"
+	kernelMapTargetNodes      = "target_nodes"
 	kernelMapTargets          = "targets"
 	kernelProgBind4           = "bind4"
 	kernelProgBind6           = "bind6"
@@ -238,6 +243,7 @@ type kernelMapSpecs struct {
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	Ports         *ebpf.MapSpec `ebpf:"ports"`
 	Sockets       *ebpf.MapSpec `ebpf:"sockets"`
+	TargetNodes   *ebpf.MapSpec `ebpf:"target_nodes"`
 	Targets       *ebpf.MapSpec `ebpf:"targets"`
 }
 
@@ -279,6 +285,7 @@ type kernelMaps struct {
 	Pending       *ebpf.Map `ebpf:"pending"`
 	Ports         *ebpf.Map `ebpf:"ports"`
 	Sockets       *ebpf.Map `ebpf:"sockets"`
+	TargetNodes   *ebpf.Map `ebpf:"target_nodes"`
 	Targets       *ebpf.Map `ebpf:"targets"`
 }
 
@@ -293,6 +300,7 @@ func (m *kernelMaps) Close() error {
 		m.Pending,
 		m.Ports,
 		m.Sockets,
+		m.TargetNodes,
 		m.Targets,
 	)
 }

@@ -33,7 +33,6 @@ func (k *Kernel) load() error {
 	if err := k.setFeatures(); err != nil {
 		return err
 	}
-	spec.Maps[kernelMapTargets].MaxEntries = uint32(k.opts.Capacity)
 	if err := sizeLRU(spec); err != nil {
 		return err
 	}
@@ -43,6 +42,7 @@ func (k *Kernel) load() error {
 	if err != nil {
 		return err
 	}
+	sizeTargets(spec, pinned, uint32(k.opts.Capacity))
 	sameLayout, err := k.sameLayout(pinned)
 	if err != nil {
 		return err
@@ -50,9 +50,6 @@ func (k *Kernel) load() error {
 	reused := map[string]*ebpf.Map{}
 	for name, m := range pinned {
 		want := spec.Maps[name]
-		if name == kernelMapTargets {
-			want.MaxEntries = max(want.MaxEntries, m.MaxEntries())
-		}
 		switch err := want.Compatible(m); {
 		case !sameLayout:
 			k.log.Warn("Replacing a pinned map of another layout, its contents are lost", "map", name)
@@ -79,12 +76,32 @@ func (k *Kernel) load() error {
 			}
 		}
 	}
+	if old := pinned[kernelMapTargets]; old != nil && sameLayout {
+		if err := splitTargets(old, k.maps[kernelMapTargets], k.maps[kernelMapTargetNodes]); err != nil {
+			return fail("carry over the targets of an older version", err, "")
+		}
+	}
 	if k.unpinned[kernelMapSockets] && pinned[kernelMapSockets] != nil {
 		k.formerMap = pinned[kernelMapSockets]
 		k.former.Store(k.formerMap)
 		delete(pinned, kernelMapSockets)
 	}
 	return nil
+}
+
+// targetMaps have the same keys, and the same size.
+var targetMaps = []string{kernelMapTargets, kernelMapTargetNodes}
+
+// sizeTargets makes both as large as the larger of those that are there.
+func sizeTargets(spec *ebpf.CollectionSpec, pinned mapSet, size uint32) {
+	for _, name := range targetMaps {
+		if m := pinned[name]; m != nil {
+			size = max(size, m.MaxEntries())
+		}
+	}
+	for _, name := range targetMaps {
+		spec.Maps[name].MaxEntries = size
+	}
 }
 
 // sizeLRU makes room in the maps that evict: before 6.16 each CPU takes 128 free entries for itself, and where nothing is left for a CPU it

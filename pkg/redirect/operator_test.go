@@ -22,10 +22,11 @@ func TestBpftoolReadsTheMaps(t *testing.T) {
 	k, _ := l.ready()
 	blanks := regexp.MustCompile(`\s`)
 	for name, want := range map[string]string{
-		kernelMapConfig:   `"host4":[0,0,0,0,0,0,0,0,0,0,255,255,127,0,0,1]`,
-		kernelMapPorts:    `"port":10250`,
-		kernelMapTargets:  `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"state":"TARGET_ONLINE","node":"edge-1"}`,
-		kernelMapCounters: `"bind_refused":0`,
+		kernelMapConfig:      `"host4":[0,0,0,0,0,0,0,0,0,0,255,255,127,0,0,1]`,
+		kernelMapPorts:       `"port":10250`,
+		kernelMapTargets:     `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"state":"TARGET_ONLINE"}`,
+		kernelMapTargetNodes: `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"node":"edge-1"}`,
+		kernelMapCounters:    `"bind_refused":0`,
 	} {
 		dump, err := exec.CommandContext(t.Context(), bpftool, "map", "dump", "pinned", k.pins.mapPin(name)).CombinedOutput()
 		if err != nil || !strings.Contains(blanks.ReplaceAllString(string(dump), ""), want) {

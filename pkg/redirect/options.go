@@ -30,7 +30,7 @@ type Options struct {
 	HostOnly     bool   // leave other network namespaces (pods) alone
 
 	Capacity   int // targets that there is room for at first; default 4096, grows by itself
-	MaxTargets int // more are refused; default 262,144 (330 bytes of kernel memory each)
+	MaxTargets int // more are refused; default 262,144 (400 bytes of kernel memory each)
 
 	// OnWait is called once if another process holds the pinned state and Open has to wait for it.
 	OnWait func(path string)

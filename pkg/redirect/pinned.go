@@ -31,7 +31,11 @@ func ReadPinned(bpffs string) (*Pinned, error) {
 	}
 	maps := mapSet{}
 	defer func() { closeAll(maps) }()
-	for _, name := range []string{kernelMapConfig, kernelMapCounters, kernelMapPorts, kernelMapTargets} {
+	spec, err := loadKernel()
+	if err != nil {
+		return nil, fail("read the embedded programs", err, "")
+	}
+	for _, name := range []string{kernelMapConfig, kernelMapCounters, kernelMapPorts, kernelMapTargets, kernelMapTargetNodes} {
 		m, err := ebpf.LoadPinnedMap(p.mapPin(name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fail("read "+p.version(), ErrNotInstalled, "start a tunnel-server on this node, or name its bpf filesystem with --bpffs")
@@ -40,19 +44,13 @@ func ReadPinned(bpffs string) (*Pinned, error) {
 			return nil, explain("open the pinned map "+name, err)
 		}
 		maps[name] = m
-	}
-	spec, err := loadKernel()
-	if err != nil {
-		return nil, fail("read the embedded programs", err, "")
+		if m.ValueSize() != spec.Maps[name].ValueSize || m.KeySize() != spec.Maps[name].KeySize {
+			return nil, otherVersion(name)
+		}
 	}
 	var layout uint16
 	if err := spec.Variables[kernelVarLayout].Get(&layout); err != nil {
 		return nil, fail("read the embedded layout", err, "")
-	}
-	for name, m := range maps {
-		if m.ValueSize() != spec.Maps[name].ValueSize || m.KeySize() != spec.Maps[name].KeySize {
-			return nil, otherVersion(name)
-		}
 	}
 	var cfg kernelConfig
 	if err := maps[kernelMapConfig].Lookup(uint32(0), &cfg); err != nil {
@@ -68,7 +66,7 @@ func ReadPinned(bpffs string) (*Pinned, error) {
 			out.NodeAddrs = append(out.NodeAddrs, addr)
 		}
 	}
-	if out.Targets, err = readTargets(maps[kernelMapTargets]); err != nil {
+	if out.Targets, err = readTargets(maps[kernelMapTargets], maps[kernelMapTargetNodes]); err != nil {
 		return nil, err
 	}
 	if out.Ports, err = readPorts(maps[kernelMapPorts]); err != nil {

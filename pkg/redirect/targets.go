@@ -3,6 +3,7 @@
 package redirect
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -56,27 +57,34 @@ func (*TooManyTargetsError) Reason() string { return "too_many_targets" }
 // batch is how many entries go into one system call.
 const batch = 1024
 
-// encode gives a target the form it has in the map.
-func (t Target) encode() (kernelTargetKey, kernelTarget, error) {
-	key := kernelTargetKey{Addr: to16(t.Addr)}
-	value := kernelTarget{State: kernelTargetState(t.State)}
+// check says what is wrong with a target.
+func (t Target) check() error {
 	if err := checkAddr(t.Addr); err != nil {
-		return key, value, fmt.Errorf("target of node %q: %w", t.Node, err)
+		return fmt.Errorf("target of node %q: %w", t.Node, err)
 	}
 	if t.State != Online && t.State != Offline && t.State != Ambiguous {
-		return key, value, fmt.Errorf("target %s: no such state: %s", t.Addr, t.State)
+		return fmt.Errorf("target %s: no such state: %s", t.Addr, t.State)
 	}
 	if len(t.Node) > maxNode {
-		return key, value, fmt.Errorf("target %s: node name of %d bytes, at most %d are allowed", t.Addr, len(t.Node), maxNode)
+		return fmt.Errorf("target %s: node name of %d bytes, at most %d are allowed", t.Addr, len(t.Node), maxNode)
 	}
-	if err := putString(value.Node[:], t.Node); err != nil {
-		return key, value, fmt.Errorf("target %s: node name %w", t.Addr, err)
+	if err := putString(make([]int8, maxNode+1), t.Node); err != nil {
+		return fmt.Errorf("target %s: node name %w", t.Addr, err)
 	}
-	return key, value, nil
+	return nil
 }
 
-func decodeTarget(key kernelTargetKey, value kernelTarget) Target {
-	return Target{Addr: from16(key.Addr), Node: getString(value.Node[:]), State: State(value.State)}
+// The forms that a valid target has in the maps: state and name stand in one each, under the same key.
+func (t Target) key() kernelTargetKey { return kernelTargetKey{Addr: to16(t.Addr)} }
+func (t Target) state() kernelTarget  { return kernelTarget{State: kernelTargetState(t.State)} }
+
+func (t Target) node() (n kernelTargetNode) {
+	_ = putString(n.Node[:], t.Node)
+	return n
+}
+
+func decodeTarget(key kernelTargetKey, state kernelTarget, node kernelTargetNode) Target {
+	return Target{Addr: from16(key.Addr), Node: getString(node.Node[:]), State: State(state.State)}
 }
 
 // SetTargets makes the list the whole set of targets; only differences are written. A list with anything invalid in it, with an address
@@ -85,7 +93,7 @@ func (k *Kernel) SetTargets(list []Target) error {
 	want := make(map[netip.Addr]Target, len(list))
 	var invalid []error
 	for _, t := range list {
-		if _, _, err := t.encode(); err != nil {
+		if err := t.check(); err != nil {
 			invalid = append(invalid, err)
 		}
 		if _, twice := want[t.Addr]; twice {
@@ -136,7 +144,7 @@ func (k *Kernel) SetState(addrs []netip.Addr, state State) error {
 			continue
 		}
 		t.State = state
-		if _, _, err := t.encode(); err != nil {
+		if err := t.check(); err != nil {
 			return err
 		}
 		changed = append(changed, t)
@@ -156,39 +164,74 @@ func sortTargets(list []Target) []Target {
 	return list
 }
 
-// putTargets writes into the map and then into the copy. Called with the lock held and valid targets.
+// putTargets writes into the maps and then into the copy. Called with the lock held and valid targets.
+//
+// If the daemon dies halfway, its successor finds old and new side by side. So a target has a name before it has a state; and one that several
+// nodes claim is ambiguous before its name says so, and until its name says so no longer: a node is never called by a list of names.
 func (k *Kernel) putTargets(list []Target) error {
-	done, err := writeTargets(k.maps[kernelMapTargets], list)
-	for _, t := range list[:done] {
+	var disputed, renamed, rest []Target
+	for _, t := range list {
+		old, known := k.targets[t.Addr]
+		if known && t.State == Ambiguous {
+			disputed = append(disputed, t)
+		} else {
+			rest = append(rest, t)
+		}
+		if !known || old.Node != t.Node {
+			renamed = append(renamed, t)
+		}
+	}
+	done, err := writeEach(k.maps[kernelMapTargets], disputed, Target.state)
+	for _, t := range disputed[:done] {
+		t.Node = k.targets[t.Addr].Node
+		k.targets[t.Addr] = t
+	}
+	if err != nil {
+		return err
+	}
+	done, err = writeEach(k.maps[kernelMapTargetNodes], renamed, Target.node)
+	for _, t := range renamed[:done] {
+		if old, known := k.targets[t.Addr]; known {
+			old.Node = t.Node
+			k.targets[t.Addr] = old
+		}
+	}
+	if err != nil {
+		return err
+	}
+	done, err = writeEach(k.maps[kernelMapTargets], rest, Target.state)
+	for _, t := range rest[:done] {
 		k.targets[t.Addr] = t
 	}
 	return err
 }
 
-// writeTargets writes valid targets into a map and says how many of them it has written.
-func writeTargets(m *ebpf.Map, list []Target) (int, error) {
+// writeEach writes what value says of each target into a map, and says how many it has written.
+func writeEach[V any](m *ebpf.Map, list []Target, value func(Target) V) (int, error) {
 	written := 0
 	for some := range slices.Chunk(list, batch) {
 		keys := make([]kernelTargetKey, len(some))
-		values := make([]kernelTarget, len(some))
+		values := make([]V, len(some))
 		for i, t := range some {
-			keys[i], values[i], _ = t.encode()
+			keys[i], values[i] = t.key(), value(t)
 		}
 		n, err := m.BatchUpdate(keys, values, nil)
 		written += min(n, len(some))
 		if err != nil {
-			return written, explain("write the target map", err)
+			return written, explain("write the target maps", err)
 		}
 	}
 	return written, nil
 }
 
-// deleteTargets removes addresses from the map and then from the copy. Called with the lock held.
+// deleteTargets removes addresses from the maps and from the copy. Called with the lock held.
 func (k *Kernel) deleteTargets(addrs []netip.Addr) error {
 	for _, addr := range addrs {
-		err := k.maps[kernelMapTargets].Delete(kernelTargetKey{Addr: to16(addr)})
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return explain("remove from the target map", err)
+		for _, name := range targetMaps {
+			err := k.maps[name].Delete(Target{Addr: addr}.key())
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return explain("remove from the target maps", err)
+			}
 		}
 		delete(k.targets, addr)
 	}
@@ -197,13 +240,16 @@ func (k *Kernel) deleteTargets(addrs []netip.Addr) error {
 
 // readContents fills the copies from the maps.
 func (k *Kernel) readContents() error {
-	targets, err := readTargets(k.maps[kernelMapTargets])
+	targets, err := readTargets(k.maps[kernelMapTargets], k.maps[kernelMapTargetNodes])
 	if err != nil {
 		return err
 	}
 	k.targets = make(map[netip.Addr]Target, len(targets))
 	for _, t := range targets {
 		k.targets[t.Addr] = t
+	}
+	if err := k.dropNames(); err != nil {
+		return err
 	}
 	ports, err := readPorts(k.maps[kernelMapPorts])
 	if err != nil {
@@ -229,16 +275,72 @@ func (k *Kernel) readContents() error {
 	return nil
 }
 
-func readTargets(m *ebpf.Map) ([]Target, error) {
+// readTargets also works while a daemon writes: a state has a name, or was removed meanwhile.
+func readTargets(states, nodes *ebpf.Map) ([]Target, error) {
 	var list []Target
 	var key kernelTargetKey
-	var value kernelTarget
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		list = append(list, decodeTarget(key, value))
+	var state kernelTarget
+	entries := states.Iterate()
+	for entries.Next(&key, &state) {
+		var node kernelTargetNode
+		err := nodes.Lookup(key, &node)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = states.Lookup(key, &state)
+			if errors.Is(err, ebpf.ErrKeyNotExist) {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, explain("read the target maps", err)
+		}
+		list = append(list, decodeTarget(key, state, node))
 	}
 	if err := entries.Err(); err != nil {
-		return nil, explain("read the target map", err)
+		return nil, explain("read the target maps", err)
 	}
 	return sortTargets(list), nil
+}
+
+// dropNames removes names without a state: what a predecessor left that died between the two.
+func (k *Kernel) dropNames() error {
+	m := k.maps[kernelMapTargetNodes]
+	var left []kernelTargetKey
+	var key kernelTargetKey
+	var node kernelTargetNode
+	entries := m.Iterate()
+	for entries.Next(&key, &node) {
+		if _, known := k.targets[from16(key.Addr)]; !known {
+			left = append(left, key)
+		}
+	}
+	err := entries.Err()
+	for _, key := range left {
+		err = errors.Join(err, m.Delete(key))
+	}
+	if err != nil {
+		return explain("tidy the map of names", err)
+	}
+	return nil
+}
+
+// oldTarget is what the target map held when it also had the names.
+type oldTarget struct {
+	State kernelTarget
+	Node  kernelTargetNode
+}
+
+// splitTargets copies what a target map of that time holds into the two maps of today. Of another map it copies nothing.
+func splitTargets(from, states, nodes *ebpf.Map) error {
+	if int(from.KeySize()) != binary.Size(kernelTargetKey{}) || int(from.ValueSize()) != binary.Size(oldTarget{}) {
+		return nil
+	}
+	var key kernelTargetKey
+	var old oldTarget
+	entries := from.Iterate()
+	for entries.Next(&key, &old) {
+		if err := errors.Join(nodes.Put(key, old.Node), states.Put(key, old.State)); err != nil {
+			return err
+		}
+	}
+	return entries.Err()
 }

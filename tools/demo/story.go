@@ -217,7 +217,7 @@ func (s *story) prometheus() error {
 
 func (s *story) kernel() error {
 	s.title("In the kernel")
-	s.say("The programs on the cloud node's cgroup, as bpftool sees them, and the map of targets.")
+	s.say("The programs on the cloud node's cgroup, as bpftool sees them, and the maps of targets: state and node of each address.")
 	if _, _, err := s.show(s.cloud, command{args: []string{"bpftool", "cgroup", "show", s.cloud.Cgroup()}, lines: 12, want: "connect4"}); err != nil {
 		return err
 	}
@@ -226,11 +226,12 @@ func (s *story) kernel() error {
 		return err
 	}
 	for _, path := range maps {
-		if !strings.Contains(filepath.Base(path), "target") {
+		want := map[string]string{"targets": "TARGET_ONLINE", "target_nodes": "edge-1"}[filepath.Base(path)]
+		if want == "" {
 			continue
 		}
 		inside := "/sys/fs/bpf" + strings.TrimPrefix(path, s.cloud.BPFFS())
-		if _, _, err := s.show(s.cloud, command{args: []string{"bpftool", "map", "dump", "pinned", inside}, lines: 16, want: "edge-1"}); err != nil {
+		if _, _, err := s.show(s.cloud, command{args: []string{"bpftool", "map", "dump", "pinned", inside}, lines: 16, want: want}); err != nil {
 			return err
 		}
 	}
