@@ -12,6 +12,8 @@
 //	  │   pod   │
 //	  └─────────┘
 //
+// [Node.Emulate] makes the way between a node and its network long, slow or bad: a cloud node's, or a site's uplink.
+//
 // A [Node] is a network namespace, a mount namespace, a cgroup2 folder and a folder for files. The nodes share one
 // kernel, so a program attached to the machine's cgroup2 root would catch every node's connects, the edge agent's own
 // included: start a node's processes with its methods and point --cgroup-root at [Node.Cgroup].

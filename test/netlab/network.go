@@ -9,10 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/linkemu"
 )
 
 // Network is a switch: a bridge, in a namespace of its own or in that of the node whose pods it joins.
@@ -111,6 +114,9 @@ func (n *Network) join(node *Node, name string) ([]netip.Prefix, error) {
 	if err := errors.Join(n.link.LinkSetMaster(end, n.bridge), n.link.LinkSetUp(end)); err != nil {
 		return nil, err
 	}
+	if node.port.network == nil {
+		node.port = port{n, end}
+	}
 	link, err := node.link.LinkByName(name)
 	if err != nil {
 		return nil, err
@@ -125,6 +131,74 @@ func (n *Network) join(node *Node, name string) ([]netip.Prefix, error) {
 		}
 	}
 	return addrs, nil
+}
+
+// port is where a node's first interface is plugged in.
+type port struct {
+	network *Network
+	end     netlink.Link
+}
+
+// Emulate puts an emulated link into the cable of the node's first interface: Up is what the node sends, Down what it receives.
+// The node sees nothing of it, but for the time and the losses: of a [Site], the router is the node whose uplink this is.
+// It begins as a wire and lives as long as the lab. Connections from before remember the shorter way (TCP's least round
+// trip, by which it leaves slow start), so do it first if speed is to be measured.
+func (n *Node) Emulate(s linkemu.Settings) *linkemu.Link {
+	n.lab.t.Helper()
+	if n.emulated != nil {
+		n.lab.t.Fatalf("%s has an emulated link already", n.Name)
+	}
+	if err := n.emulate(s); err != nil {
+		n.lab.t.Fatalf("emulate the link of %s: %v", n.Name, err)
+	}
+	return n.emulated
+}
+
+// emulate makes a second switch: node ── TAP ~ link ~ TAP ── network, all of it in the network's namespace.
+func (n *Node) emulate(s linkemu.Settings) error {
+	network := n.port.network
+	name := strconv.Itoa(n.port.end.Attrs().Index)
+	near, far := "near"+name, "far"+name
+	t, err := newThread(func() (err error) {
+		if err := netns.Set(network.ns); err != nil {
+			return err
+		}
+		nearTAP, err := linkemu.OpenTAP(near)
+		if err != nil {
+			return err
+		}
+		farTAP, err := linkemu.OpenTAP(far)
+		if err != nil {
+			return errors.Join(err, nearTAP.Close())
+		}
+		n.emulated, err = linkemu.New(nearTAP, farTAP)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	t.close()
+	if err := n.emulated.Set(s); err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "long" + name
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	h := network.link
+	if err := errors.Join(h.LinkAdd(bridge), h.LinkSetUp(bridge)); err != nil {
+		return err
+	}
+	for tap, master := range map[string]netlink.Link{near: bridge, far: network.bridge} {
+		link, err := h.LinkByName(tap)
+		if err != nil {
+			return err
+		}
+		// The queue is the emulator's: the device's own must never be the one that is full.
+		if err := errors.Join(h.LinkSetTxQLen(link, 10000), h.LinkSetMaster(link, master), h.LinkSetUp(link)); err != nil {
+			return err
+		}
+	}
+	return h.LinkSetMaster(n.port.end, bridge)
 }
 
 // ifname shortens a name to what the kernel allows.

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/edge-tunnel/edge-tunnel/test/linkemu"
 )
 
 // Node is a machine, a router or a pod. It is closed with its lab.
@@ -30,6 +32,9 @@ type Node struct {
 	thread *thread
 	pods   *Network // made with the first pod
 	number int      // of a cloud node, for its pods' network
+
+	port     port
+	emulated *linkemu.Link
 
 	mu        sync.Mutex
 	processes []*Process
@@ -196,6 +201,9 @@ func (n *Node) close() error {
 	}
 	if n.pods != nil {
 		errs = append(errs, n.pods.close())
+	}
+	if n.emulated != nil {
+		errs = append(errs, n.emulated.Close())
 	}
 	if n.thread != nil {
 		n.thread.close()
