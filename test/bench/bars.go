@@ -22,6 +22,12 @@ func bars(k kind) []bar {
 	return nil
 }
 
+// The bars of long links: bulk, and the 99th percentile of keys beside bulk.
+var (
+	longBulkBar = bar{against: directPath, limit: 0.95, atLeast: true}
+	longKeysBar = bar{limit: 1.5}
+)
+
 // The bars of the hook.
 var (
 	missBar    = bar{limit: 100}  // nanoseconds of a connect() that is nobody's business

@@ -28,6 +28,8 @@ old
 between
 <!-- bench hook: written by make bench -->
 <!-- bench hook: end -->
+<!-- bench longlink: written by make bench -->
+<!-- bench longlink: end -->
 after
 `
 
@@ -61,6 +63,7 @@ func TestQuick(t *testing.T) {
 	}
 	checkDatapath(t, got.Datapath)
 	checkHook(t, got.Hook)
+	checkLonglink(t, got.Longlink)
 	page, err := os.ReadFile(filepath.Join(out, pageFile))
 	if err != nil {
 		t.Fatal(err)
@@ -111,6 +114,34 @@ func checkHook(t *testing.T, h *hookResult) {
 	}
 	if misses == 0 || len(h.Connects) != 3 || h.Refusal.P50.Median <= 0 || len(h.Updates) != 5 {
 		t.Errorf("incomplete: %+v", h)
+	}
+}
+
+func checkLonglink(t *testing.T, l *longlinkResult) {
+	t.Helper()
+	if len(l.Links) != len(longlinks(true)) {
+		t.Fatalf("%d links were measured, not %d", len(l.Links), len(longlinks(true)))
+	}
+	for _, link := range l.Links {
+		trip := float64(link.RoundTrip) * 1000
+		for _, m := range link.Works {
+			keys := m.Work.Kind == keysDown || m.Work.Kind == keysUp
+			for _, path := range longPaths {
+				samples := m.Paths[path]
+				if len(samples) != 1 {
+					t.Errorf("%v, %s over %s: %d samples", link, m.Work, path, len(samples))
+					continue
+				}
+				// Nothing is faster than the link. Within so short a time it may be that no bulk arrives on a busy machine.
+				s := samples[0]
+				if keys && (s.P50 < trip || s.P99 < s.P50 || s.BesideP50 < trip || s.BesideP99 < s.BesideP50) {
+					t.Errorf("%v, %s over %s: %+v", link, m.Work, path, s)
+				}
+				if !keys && mbit(s) > float64(link.Mbit) {
+					t.Errorf("%v, %s over %s: %.1f Mbit/s", link, m.Work, path, mbit(s))
+				}
+			}
+		}
 	}
 }
 

@@ -49,6 +49,10 @@ func (t task) do() (sample, error) {
 		return t.ping()
 	case down, up:
 		return t.bulk()
+	case downFor, upFor:
+		return t.flow()
+	case keysDown, keysUp:
+		return t.keys()
 	}
 	return sample{}, fmt.Errorf("no such work: %q", t.Work.Kind)
 }

@@ -35,7 +35,7 @@ func runDatapath(ctx context.Context, o options) (_ *datapathResult, err error) 
 	t := &stage{progress: o.progress}
 	defer t.clear(&err)
 	result := &datapathResult{Run: look(ctx, o)}
-	s, err := newSite(ctx, t, o.bin)
+	s, err := newSite(ctx, t, o.bin, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (s *site) sample(ctx context.Context, p *path, w work) (sample, error) {
 	if err := ctx.Err(); err != nil {
 		return sample{}, err
 	}
-	if _, err := s.client.do(task{w.warmUp(), p.addr}); err != nil {
+	if _, err := s.client.do(task{Work: w.warmUp(), Addr: p.addr}); err != nil {
 		return sample{}, err
 	}
 	time.Sleep(rest)
@@ -77,7 +77,7 @@ func (s *site) sample(ctx context.Context, p *path, w work) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	got, err := s.client.do(task{w, p.addr})
+	got, err := s.client.do(task{Work: w, Addr: p.addr})
 	if err != nil {
 		return sample{}, err
 	}

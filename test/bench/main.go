@@ -14,6 +14,9 @@
 // The suite "hook" lets the kernel's own statistics tell what the eBPF programs cost, less what an empty program at the same
 // hook costs in the same run.
 //
+// The suite "longlink" puts an emulated link between the two nodes and measures what a long way and losses leave of the speed, and
+// how long a keystroke takes beside a busy transfer.
+//
 // Read it in this order:
 //
 //	main.go        flags, the way out
@@ -22,6 +25,7 @@
 //	work.go        what is measured on each path
 //	client.go, service.go, relay.go, mux.go    the processes, all of them this program again
 //	hook.go        the hook suite; hookprobe.go is its process
+//	longlink.go    the suite of long links; flow.go is its part of the client
 //	page.go        docs/PERFORMANCE.md; bars.go has the goals
 package main
 

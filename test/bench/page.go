@@ -21,6 +21,9 @@ func (r *report) parts() []part {
 	if r.Hook != nil {
 		all = append(all, part{"hook", r.Hook.text()})
 	}
+	if r.Longlink != nil {
+		all = append(all, part{"longlink", r.Longlink.text()})
+	}
 	return all
 }
 

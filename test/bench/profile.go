@@ -26,7 +26,7 @@ func profileAll(ctx context.Context, o options) (err error) {
 	if err := os.MkdirAll(o.profile, 0o755); err != nil {
 		return err
 	}
-	s, err := newSite(ctx, t, o.bin, "--pprof")
+	s, err := newSite(ctx, t, o.bin, nil, "--pprof")
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (s *site) profile(ctx context.Context, w work, dir string) error {
 		case <-done:
 			return errors.Join(errs...)
 		default:
-			_, err = s.client.do(task{w, tunnel.addr})
+			_, err = s.client.do(task{Work: w, Addr: tunnel.addr})
 		}
 	}
 	<-done

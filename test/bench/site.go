@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/test/linkemu"
 	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
@@ -62,10 +63,11 @@ type site struct {
 	bin         string
 	paths       []*path
 	client      *client
+	link        *linkemu.Link // between the two, if there is an emulated one
 }
 
-// newSite starts everything. flags are added to both daemons.
-func newSite(ctx context.Context, t *stage, bin string, flags ...string) (*site, error) {
+// newSite starts everything; a link that is not nil lies between the nodes from the beginning. flags are added to both daemons.
+func newSite(ctx context.Context, t *stage, bin string, link *linkemu.Settings, flags ...string) (*site, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return nil, err
@@ -82,6 +84,9 @@ func newSite(ctx context.Context, t *stage, bin string, flags ...string) (*site,
 			return nil, err
 		}
 	}
+	if link != nil {
+		s.link = s.edge.Emulate(*link)
+	}
 	if err := s.issue(); err != nil {
 		return nil, err
 	}
@@ -96,11 +101,12 @@ func newSite(ctx context.Context, t *stage, bin string, flags ...string) (*site,
 }
 
 // sparePorts keeps tens of thousands of short connections from running out of local ports: a benchmark of the port
-// search is not what is wanted.
+// search is not what is wanted. Nor is what the kernel remembers of one connection's losses for the next.
 func sparePorts() error {
 	return errors.Join(
 		os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("15000 65000"), 0o644),
-		os.WriteFile("/proc/sys/net/ipv4/tcp_tw_reuse", []byte("1"), 0o644))
+		os.WriteFile("/proc/sys/net/ipv4/tcp_tw_reuse", []byte("1"), 0o644),
+		os.WriteFile("/proc/sys/net/ipv4/tcp_no_metrics_save", []byte("1"), 0o644))
 }
 
 func (s *site) issue() error {

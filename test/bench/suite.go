@@ -24,6 +24,7 @@ import (
 type report struct {
 	Datapath *datapathResult `json:"datapath,omitempty"`
 	Hook     *hookResult     `json:"hook,omitempty"`
+	Longlink *longlinkResult `json:"longlink,omitempty"`
 }
 
 // suites measure one part of the report each.
@@ -37,6 +38,10 @@ var suites = []struct {
 	}},
 	{"hook", func(ctx context.Context, o options, into *report) (err error) {
 		into.Hook, err = runHook(ctx, o)
+		return err
+	}},
+	{"longlink", func(ctx context.Context, o options, into *report) (err error) {
+		into.Longlink, err = runLonglink(ctx, o)
 		return err
 	}},
 }
@@ -62,7 +67,7 @@ func measure(ctx context.Context, out io.Writer, o options) error {
 		if !slices.Contains(o.suites, s.name) {
 			continue
 		}
-		o.say("suite %s, %d rounds", s.name, o.rounds)
+		o.say("suite %s", s.name)
 		if err := s.run(ctx, o, fresh); err != nil {
 			return fmt.Errorf("suite %s: %w", s.name, err)
 		}
@@ -93,6 +98,9 @@ func (r *report) write(dir string) error {
 	}
 	if r.Hook != nil {
 		all.Hook = r.Hook
+	}
+	if r.Longlink != nil {
+		all.Longlink = r.Longlink
 	}
 	content, err := json.MarshalIndent(all, "", " ")
 	if err != nil {

@@ -12,13 +12,19 @@ const (
 	pings    kind = "ping"    // a message there and back on an open connection
 	down     kind = "down"    // bytes from the service
 	up       kind = "up"      // bytes to the service
+
+	// On long links, by time and not by amount.
+	downFor  kind = "down for" // bytes from the service
+	upFor    kind = "up for"   // bytes to it
+	keysDown kind = "keys beside down"
+	keysUp   kind = "keys beside up"
 )
 
 // work is one row of the tables: something that is measured on every path.
 type work struct {
 	Kind  kind `json:"kind"`
 	Conns int  `json:"connections"` // at once
-	Count int  `json:"count"`       // all connections together: connects or messages; of bulk: MiB
+	Count int  `json:"count"`       // all connections together: connects or messages; of bulk: MiB; milliseconds of what goes by time
 }
 
 func (w work) String() string { return fmt.Sprintf("%s %d", w.Kind, w.Conns) }
@@ -53,6 +59,8 @@ func (w work) warmUp() work {
 type task struct {
 	Work work   `json:"work"`
 	Addr string `json:"addr"`
+	// Beside is where the second connection for keys leads, the same way for all paths.
+	Beside string `json:"beside,omitempty"`
 }
 
 type sample struct {
@@ -61,6 +69,9 @@ type sample struct {
 	Bytes   int64   `json:"bytes,omitempty"` // that arrived, of bulk
 	P50     float64 `json:"p50_us,omitempty"`
 	P99     float64 `json:"p99_us,omitempty"`
+	// The same of the connection that Beside asked for.
+	BesideP50 float64 `json:"beside_p50_us,omitempty"`
+	BesideP99 float64 `json:"beside_p99_us,omitempty"`
 	// CPU seconds of the near and of the far end, filled in by who asked for the sample.
 	Near  float64 `json:"near_cpu"`
 	Far   float64 `json:"far_cpu"`
