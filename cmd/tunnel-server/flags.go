@@ -40,6 +40,7 @@ type options struct {
 	stateDir     string
 	drainTimeout time.Duration
 	maxConns     int
+	maxPerPod    int // 0: what intercept makes of maxConns
 	pprof        bool
 	log          cli.Log
 }
@@ -89,6 +90,8 @@ func parse(env cli.Env) (options, error) {
 	tun := flags.Group("Tunnels and connections")
 	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "Where agents log in.")
 	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit, 65536 at most.")
+	tun.IntVar(&o.maxPerPod, "max-connections-per-pod", o.maxPerPod, "Open connections of one pod's container (counted by cgroup) at most;"+
+		" more are reset. The host's own have no such limit. 0: a quarter of --max-connections.")
 	tun.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
 
 	host := flags.Group("Host")
@@ -155,6 +158,12 @@ func (o *options) validate() error {
 	}
 	if o.maxConns < 0 {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))
+	}
+	if o.maxPerPod < 0 {
+		errs = append(errs, cli.Usagef("--max-connections-per-pod: %d is negative", o.maxPerPod))
+	}
+	if o.maxConns > 0 && o.maxPerPod > o.maxConns {
+		errs = append(errs, cli.Usagef("--max-connections-per-pod: %d is more than --max-connections, %d", o.maxPerPod, o.maxConns))
 	}
 	return errors.Join(errs...)
 }

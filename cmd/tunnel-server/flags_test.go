@@ -34,7 +34,7 @@ func TestFlags(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	if o.listenTunnel != ":10262" || o.admin != "127.0.0.1:10265" || o.control != "/run/edge-tunnel/server.sock" || o.bpffs != "/sys/fs/bpf" ||
-		o.redirectPort != 10270 || o.drainTimeout != 10*time.Second || o.stateDir != "" || o.cgroupRoot != "" || o.hostOnly || o.pprof ||
+		o.redirectPort != 10270 || o.drainTimeout != 10*time.Second || o.stateDir != "" || o.cgroupRoot != "" || o.hostOnly || o.pprof || o.maxPerPod != 0 ||
 		!slices.Equal(o.ports, []uint16{10250, 10255}) {
 		t.Errorf("defaults are not those of the contract: %+v", o)
 	}
@@ -44,15 +44,17 @@ func TestFlags(t *testing.T) {
 
 	o, status, _, stderr = parsed(t, "--tunneled-ports", "9100,10250", "--tunneled-ports=22", "--target-cidr", "10.0.0.0/8", "--redirect-port", "65528",
 		"--node-ip", "10.0.0.1,fd00::1", "--intercept", "host", "--opt-out-cgroup", "/a,b/c", "--opt-out-cgroup", "d", "--max-connections", "70000",
+		"--max-connections-per-pod", "60000",
 		"--drain-timeout", "0s", "--state-dir", "here", "--cgroup-root", "/cg", "--bpffs", "/b", "--listen-tunnel", "127.0.0.1:0", "--pprof", "--deny-file", "f")
 	if status != cli.StatusOK {
 		t.Fatal(stderr)
 	}
 	if !slices.Equal(o.ports, []uint16{22, 9100, 10250, 10255}) || fmt.Sprint(o.cidrs, o.nodeIPs, o.optOut) != "[10.0.0.0/8] [10.0.0.1 fd00::1] [/a b/c d]" ||
-		!o.hostOnly || o.connections() != 70000 || o.drainTimeout != 0 || o.redirectPort != 65528 || o.files.Deny != "f" || !o.pprof {
+		!o.hostOnly || o.connections() != 70000 || o.maxPerPod != 60000 || o.drainTimeout != 0 || o.redirectPort != 65528 || o.files.Deny != "f" || !o.pprof {
 		t.Errorf("%+v", o)
 	}
-	if _, status, out, _ := parsed(t, "--help"); status != cli.StatusOK || !strings.Contains(out, "USAGE\n  tunnel-server --ca-cert FILE") {
+	if _, status, out, _ := parsed(t, "--help"); status != cli.StatusOK || !strings.Contains(out, "USAGE\n  tunnel-server --ca-cert FILE") ||
+		!strings.Contains(out, "--max-connections-per-pod") {
 		t.Errorf("help: %d %s", status, out)
 	}
 }
@@ -77,6 +79,8 @@ func TestBadFlags(t *testing.T) {
 		{"--cgroup-root .", "error: --cgroup-root: \".\" is relative\n"},
 		{"--drain-timeout -1s", "error: --drain-timeout: -1s is negative\nhint: tunnel-server --help shows what is possible\n"},
 		{"--max-connections -1", "error: --max-connections: -1 is negative\n"},
+		{"--max-connections-per-pod -1", "error: --max-connections-per-pod: -1 is negative\n"},
+		{"--max-connections 9 --max-connections-per-pod 10", "error: --max-connections-per-pod: 10 is more than --max-connections, 9\n"},
 		{"--intercept pods", "error: --intercept: \"pods\" is not one of the choices\nhint: expected all or host\n"},
 		{"--drain-timeout -1s --max-connections -1", "error: --max-connections: -1 is negative\n"}, // all of it
 		{"extra", "error: unexpected argument \"extra\"\n"},

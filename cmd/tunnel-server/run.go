@@ -99,13 +99,14 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	opened := admin.ConnectTimes()
 	conns, err := intercept.New(intercept.Config{
-		Origin:   originOf(kernel),
-		Canary:   canaryOf(baseRules(nil)),
-		Lookup:   targets.lookup,
-		Open:     openerOf(tunnels),
-		Opened:   opened.Observe,
-		MaxConns: o.connections(),
-		Logger:   log,
+		Origin:         originOf(kernel),
+		Canary:         canaryOf(baseRules(nil)),
+		Lookup:         targets.lookup,
+		Open:           openerOf(tunnels),
+		Opened:         opened.Observe,
+		MaxConns:       o.connections(),
+		MaxConnsPerPod: o.maxPerPod,
+		Logger:         log,
 	})
 	if err != nil {
 		return err

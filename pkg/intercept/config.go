@@ -56,7 +56,7 @@ type Config struct {
 
 	MaxConns        int           // open connections altogether; default 16384. Keep it below the limit of open files
 	MaxConnsPerNode int           // open connections to one node; default 4096. A pod has half of them at most
-	MaxConnsPerPod  int           // open connections of one network namespace but the host's; default a quarter of MaxConns
+	MaxConnsPerPod  int           // open connections of one cgroup outside the host's network namespace; default a quarter of MaxConns
 	OpenTimeout     time.Duration // for one call of Open; default 10s
 	StatusTimeout   time.Duration // from header to status; default 15s, more than an agent's dial may take
 	Logger          *slog.Logger  // access records at info, starts at debug; nil: none

@@ -4,8 +4,9 @@ package intercept
 
 import "sync"
 
-// pods counts the open connections of each network namespace but the host's. What all share, one pod must not be able to use up: it
-// has a part of all connections, and half of those to one node.
+// pods counts the open connections of each cgroup outside the host's network namespace: a container's, say. What all share, one of them must
+// not be able to use up: it has a part of all connections, and half of those to one node. By cgroup, because whoever may make network
+// namespaces would have a share in each.
 type pods struct {
 	limit, nodeLimit int
 
@@ -13,10 +14,10 @@ type pods struct {
 	open map[share]int // those that are not 0
 }
 
-// share is what one pod has open to a node; to all nodes if that has no name.
+// share is what one cgroup has open to a node; to all nodes if that has no name.
 type share struct {
-	netns uint64
-	node  string
+	cgroup uint64
+	node   string
 }
 
 func newPods(limit, perNode int) *pods {
@@ -28,7 +29,7 @@ func (p *pods) begin(o Origin, node string) bool {
 	if o.Host {
 		return true
 	}
-	all, one := share{o.Netns, ""}, share{o.Netns, node}
+	all, one := share{o.Cgroup, ""}, share{o.Cgroup, node}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.open[all] >= p.limit || p.open[one] >= p.nodeLimit {
@@ -46,7 +47,7 @@ func (p *pods) end(o Origin, node string) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, s := range []share{{o.Netns, ""}, {o.Netns, node}} {
+	for _, s := range []share{{o.Cgroup, ""}, {o.Cgroup, node}} {
 		if p.open[s]--; p.open[s] == 0 {
 			delete(p.open, s)
 		}

@@ -189,15 +189,16 @@ func TestLimits(t *testing.T) {
 			{"to one node", 100, 3, "edge-1"},
 		} {
 			t.Run(c.name, func(t *testing.T) {
-				var netns, node atomic.Value
-				netns.Store(uint64(1))
+				var netns atomic.Uint64
+				var cgroup, node atomic.Value
+				cgroup.Store(uint64(1))
 				node.Store("edge-1")
 				l := newLab(t, func(cfg *intercept.Config) {
 					cfg.MaxConnsPerPod, cfg.MaxConnsPerNode = c.perPod, c.perNode
 					cfg.Lookup = func(netip.Addr) (string, bool) { return node.Load().(string), true }
 					cfg.Origin = func(*net.TCPConn) (intercept.Origin, error) {
-						ns := netns.Load().(uint64)
-						return intercept.Origin{Dst: dst, Netns: ns, Host: ns == 0}, nil
+						group := cgroup.Load().(uint64)
+						return intercept.Origin{Dst: dst, Cgroup: group, Netns: netns.Add(1), Host: group == 0}, nil // a namespace for each
 					}
 				})
 				client := l.dial()
@@ -209,15 +210,15 @@ func TestLimits(t *testing.T) {
 				if s := l.server.Stats().Nodes["edge-1"]; s.Open != 1 || s.Ended != 0 {
 					t.Errorf("stats %+v", s)
 				}
-				for _, ns := range []uint64{2, 0} { // another pod; the host, which has no limit of its own
-					netns.Store(ns)
+				for _, group := range []uint64{2, 0} { // another pod; the host, which has no limit of its own
+					cgroup.Store(group)
 					l.dial()
 					l.next()
 				}
 				client.Close()
 				agent.Close()
 				eventually(t, "a free place", func() bool { return l.server.Stats().Ended["closed"] == 1 })
-				netns.Store(uint64(1))
+				cgroup.Store(uint64(1))
 				l.dial()
 				l.next()
 			})
