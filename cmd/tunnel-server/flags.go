@@ -99,7 +99,7 @@ func parse(env cli.Env) (options, error) {
 	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl, at this `PATH`.")
 	host.StringVar(&o.stateDir, "state-dir", "", "Remember edge nodes across reboots in this `DIR`. Default: only the kernel's maps remember, until a reboot.")
 	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "`DIR` where the BPF file system is mounted.")
-	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "Attach to this cgroup2 `DIR`. Default: the root of the mounted hierarchy.")
+	host.StringVar(&o.cgroupRoot, "cgroup-root", "", "Attach to this cgroup2 `DIR`. Default: the root of the hierarchy; it has to be mounted.")
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
 
 	cli.LogVar(flags.Group("Logging"), &o.log)

@@ -19,9 +19,15 @@ type cgroup struct {
 	id uint64
 }
 
-// openCgroup opens the folder to attach to, by default the mount of cgroup2.
+// rootID is the id of the root of the cgroup2 hierarchy, on every kernel.
+const rootID = 1
+
+// openCgroup opens the folder to attach to, by default the mount of cgroup2. In a container with a cgroup namespace of its own what is mounted
+// may begin at the container's cgroup: programs there would see the container alone, and so would the canary. Only who names such
+// a folder gets it.
 func openCgroup(path string) (*cgroup, error) {
-	if path == "" {
+	named := path != ""
+	if !named {
 		mounts, err := os.Open("/proc/self/mountinfo")
 		if err != nil {
 			return nil, explain("find the cgroup2 mount", err)
@@ -47,7 +53,13 @@ func openCgroup(path string) (*cgroup, error) {
 		_ = dir.Close()
 		return nil, fail(op, err, "on systems with cgroup v1 the cgroup2 hierarchy is at /sys/fs/cgroup/unified")
 	}
-	return &cgroup{File: dir, id: ino.Ino}, nil // the inode number is the kernel's cgroup id
+	group := &cgroup{File: dir, id: ino.Ino} // the inode number is the kernel's cgroup id
+	if !named && group.id != rootID {
+		_ = dir.Close()
+		return nil, fail(op, errors.New("it is a part of the cgroup2 hierarchy, not its root: the rest of the node would go direct"),
+			"run in the host's cgroup namespace, or mount the host's hierarchy and name it with --cgroup-root; --cgroup-root "+path+" takes this part")
+	}
+	return group, nil
 }
 
 // findCgroup2 reads a mountinfo file. On hybrid systems cgroup2 is not at /sys/fs/cgroup, so the type decides, not the path.

@@ -25,7 +25,7 @@ const (
 // Options of [Open]. The zero value works on a host with the usual mounts.
 type Options struct {
 	BPFFS        string // a mounted bpf filesystem; default /sys/fs/bpf
-	CgroupRoot   string // the folder to attach to; default: the mount of type cgroup2
+	CgroupRoot   string // the folder to attach to; default: the mount of type cgroup2, which has to show the whole hierarchy
 	RedirectPort uint16 // the first of eight; default 10270
 	HostOnly     bool   // leave other network namespaces (pods) alone
 

@@ -39,6 +39,8 @@ func play(role string) error {
 		return acceptAndHold(in, out)
 	case "visit":
 		return visitAndHold(in, out)
+	case "find cgroup":
+		return findPrivateCgroup(out)
 	}
 	return errors.New("no such role")
 }
