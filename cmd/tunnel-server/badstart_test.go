@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,11 +130,13 @@ func TestBadStartsKeepThePredecessorsPins(t *testing.T) {
 	n.online()
 	p.stop()
 	p.wantEnd(cli.StatusOK)
+	before, err := redirect.ReadPinned(n.bpffs)
+	must(t, err)
 	for _, c := range badStarts(t, n) {
 		if c.what == "bpffs is not mounted" || c.what == "control socket is a file" {
 			continue
 		}
-		env := cli.Env{Name: "tunnel-server", Args: n.args(c.args...), Stdout: io.Discard, Stderr: io.Discard, Getenv: func(string) string { return "" }}
+		env := cli.Env{Name: "tunnel-server", Args: n.args(append(c.args, "--tunneled-ports", "9999", "--intercept", "host")...), Stdout: io.Discard, Stderr: io.Discard, Getenv: func(string) string { return "" }}
 		if status := cli.Run(t.Context(), env, run); status != c.status {
 			t.Errorf("%s: status %d", c.what, status)
 		}
@@ -141,6 +144,9 @@ func TestBadStartsKeepThePredecessorsPins(t *testing.T) {
 		must(t, err)
 		if len(pinned.Detached) != 0 || len(pinned.Targets) != 2 || n.attached() != 7 {
 			t.Fatalf("%s: %+v, %d programs", c.what, pinned, n.attached())
+		}
+		if pinned.RedirectPort != before.RedirectPort || pinned.HostOnly || !slices.Equal(pinned.Ports, before.Ports) || !slices.Equal(pinned.NodeAddrs, before.NodeAddrs) {
+			t.Fatalf("%s: %+v, want the settings of %+v", c.what, pinned, before)
 		}
 	}
 }

@@ -64,7 +64,6 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	defer controlLn.Close()
 
-	// What is stored and what is pinned is in force, offline, before anything is attached.
 	known, err := route.OpenKnown(o.stateDir, log)
 	if err != nil {
 		return cli.WithHint(err, "--state-dir must be a folder that this user can write")
@@ -74,17 +73,11 @@ func run(ctx context.Context, env cli.Env) error {
 		return cli.WithHint(err, "the server must be allowed to open netlink sockets (AF_NETLINK)")
 	}
 	targets := newTargets(known, kernel, baseRules(o.cidrs), log)
-	if err := kernel.SetPorts(o.ports); err != nil {
-		return err
-	}
 	root, err := kernel.CgroupRoot()
 	if err != nil {
 		return err
 	}
 	optOut := &optOut{root: root, folders: o.optOut, set: kernel.SetOptOut, log: log}
-	if err := optOut.apply(); err != nil {
-		return err
-	}
 
 	tunnels, err := tunnel.NewServer(tunnel.ServerConfig{
 		ID:        ids.Self().Name,
@@ -127,9 +120,6 @@ func run(ctx context.Context, env cli.Env) error {
 	if err := network.err(); err != nil {
 		return err
 	}
-	if err := targets.start(); err != nil {
-		return err
-	}
 
 	// Life ends when somebody wants it to, which begins the drain; services end after it.
 	life, end := context.WithCancelCause(ctx)
@@ -152,6 +142,17 @@ func run(ctx context.Context, env cli.Env) error {
 		},
 	}
 
+	// From here on the kernel changes, where a predecessor's programs may be in force. What is stored and what is pinned is in force, offline,
+	// before anything is attached.
+	if err := kernel.SetPorts(o.ports); err != nil {
+		return err
+	}
+	if err := optOut.apply(); err != nil {
+		return err
+	}
+	if err := targets.start(); err != nil {
+		return err
+	}
 	// The last step that can fail: a start that does leaves nothing behind, and one that replaces another no gap.
 	if err := kernel.Attach(); err != nil {
 		return err

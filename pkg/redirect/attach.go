@@ -38,6 +38,16 @@ func (k *Kernel) Attach() (err error) {
 	}
 	defer func() { _ = group.Close() }()
 
+	restore, err := k.publishConfig()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, restore())
+		}
+	}()
+
 	// While a link is being replaced, a program runs twice for one call. See keep_while_moving() in bpf/connect.h.
 	k.config.Moving = 1
 	if err := k.writeConfig(); err != nil {
@@ -61,6 +71,23 @@ func (k *Kernel) Attach() (err error) {
 		return k.writeConfig()
 	}
 	return nil
+}
+
+// publishConfig lets writeConfig write, and returns what undoes that: programs that stay in force after a failure go on as before.
+func (k *Kernel) publishConfig() (restore func() error, err error) {
+	var former kernelConfig
+	if err := k.maps[kernelMapConfig].Lookup(uint32(0), &former); err != nil {
+		return nil, explain("read the config map", err)
+	}
+	was, isNew := k.inForce, k.unpinned[kernelMapConfig]
+	k.inForce = true
+	return func() error {
+		k.inForce = was
+		if isNew {
+			return nil // nobody else's programs read it
+		}
+		return k.putConfig(&former)
+	}, nil
 }
 
 // takeBack detaches and unpins everything. What redirects goes first, as in Cleanup.

@@ -14,7 +14,7 @@ import (
 // maxOptOuts is the size of the map.
 const maxOptOuts = 4096
 
-// initConfig puts the options into force.
+// initConfig puts the options into the configuration, for Attach.
 func (k *Kernel) initConfig() error {
 	layout, err := k.layout()
 	if err != nil {
@@ -43,7 +43,7 @@ func (k *Kernel) initConfig() error {
 			k.config.Host6 = to16(addr)
 		}
 	}
-	return k.writeConfig()
+	return nil
 }
 
 func flag(on bool) uint8 {
@@ -53,16 +53,24 @@ func flag(on bool) uint8 {
 	return 0
 }
 
-// writeConfig publishes k.config. The lock flag makes the programs see an address change at once.
+// writeConfig publishes k.config, from Attach on.
 func (k *Kernel) writeConfig() error {
-	if err := k.maps[kernelMapConfig].Update(uint32(0), &k.config, ebpf.UpdateLock); err != nil {
+	if !k.inForce {
+		return nil
+	}
+	return k.putConfig(&k.config)
+}
+
+// putConfig writes the map. The lock flag makes the programs see an address change at once.
+func (k *Kernel) putConfig(config *kernelConfig) error {
+	if err := k.maps[kernelMapConfig].Update(uint32(0), config, ebpf.UpdateLock); err != nil {
 		return explain("write the config map", err)
 	}
 	return nil
 }
 
 // SetNodeAddrs sets the addresses at which the network namespaces of pods reach this node; an invalid Addr stands for a family
-// that the node has no address of. There have to be listeners on them (see [Kernel.Listen]) before this is called.
+// that the node has no address of. There have to be listeners on them (see [Kernel.Listen]) before this is called. Before Attach it is noted only.
 func (k *Kernel) SetNodeAddrs(v4, v6 netip.Addr) error {
 	if v4.IsValid() && (!v4.Is4() || checkAddr(v4) != nil || v4.IsLoopback()) {
 		return fmt.Errorf("%s is not an IPv4 address that pods can reach", v4)

@@ -11,8 +11,9 @@
 //
 // A [Kernel] is a process's hold on that state. [Open] waits until it is the only one (a lock on the pin directory), reuses the
 // pinned maps that it understands and makes new ones, with the contents carried over, for the others. Until [Kernel.Attach]
-// the programs of the predecessor stay in force with the maps they have; Attach swaps them, one hook at a time and each
-// atomically, or puts everything back. [Kernel.Close] gives up the lock and detaches nothing.
+// the programs of the predecessor stay in force with the maps and settings they have: redirect ports, node addresses, whose connects. Attach
+// swaps them, one hook at a time and each atomically, or puts everything back. Targets, ports and opted-out cgroups are put into
+// force as they are set: last, by a start that can fail. [Kernel.Close] gives up the lock and detaches nothing.
 //
 // The order for a daemon is: Open, SetPorts, SetTargets, SetNodeAddrs, Listen for each address and port, Attach, accept, Canary.
 //

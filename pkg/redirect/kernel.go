@@ -40,6 +40,7 @@ type Kernel struct {
 	first    bool                 // nothing was attached at Open, nor has Attach succeeded: what it does can be taken back, whole
 	learn    bool                 // the kernel cannot tell the cookie of the host's namespace: Attach finds out
 	config   kernelConfig
+	inForce  bool // config is in the map; before Attach the map has a predecessor's, which its programs follow
 	targets  map[netip.Addr]Target
 	ports    map[uint16]struct{}
 	optOuts  map[uint64]struct{}

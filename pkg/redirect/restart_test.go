@@ -5,6 +5,7 @@ package redirect
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -208,6 +209,68 @@ func TestOtherLayoutIsReplaced(t *testing.T) {
 		if after.links[name] != id {
 			t.Errorf("link of %s is another one", name)
 		}
+	}
+}
+
+// TestFailedStartLeavesTheSettings: what a start with other options wants counts from its Attach on, if that succeeds. Until then
+// connects go where the predecessor's listeners were, and not to whoever has the other ports.
+func TestFailedStartLeavesTheSettings(t *testing.T) {
+	l := newLab(t)
+	k, s := l.ready()
+	must(t, k.SetNodeAddrs(node4, netip.Addr{}))
+	s.stop()
+	must(t, k.Close())
+	before, err := ReadPinned(l.bpffs)
+	must(t, err)
+	for port := range uint16(Ports) {
+		stranger, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 20000+port)))
+		must(t, err)
+		t.Cleanup(func() { _ = stranger.Close() })
+	}
+	unchanged := func(when string) {
+		t.Helper()
+		now, err := ReadPinned(l.bpffs)
+		must(t, err)
+		if now.RedirectPort != before.RedirectPort || now.HostOnly != before.HostOnly || !slices.Equal(now.NodeAddrs, before.NodeAddrs) {
+			t.Errorf("%s: redirect port %d, host only %t, node addresses %v", when, now.RedirectPort, now.HostOnly, now.NodeAddrs)
+		}
+		if _, err := ask(dialer(), "tcp4", dst4.String()); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: %v, want ECONNREFUSED", when, err)
+		}
+	}
+
+	// A cgroup whose last hooks cannot be attached to.
+	taken := l.newCgroup(l.cgroup)
+	t.Cleanup(func() { must(t, os.Remove(taken)) })
+	group, err := openCgroup(taken)
+	must(t, err)
+	defer func() { _ = group.Close() }()
+	must(t, link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(group.Fd()), Program: l.balancer(), Attach: ebpf.AttachCGroupInet4Connect}))
+
+	k = l.open(func(o *Options) { o.RedirectPort, o.HostOnly, o.CgroupRoot = 20000, true, taken })
+	unchanged("opened")
+	must(t, k.SetNodeAddrs(netip.Addr{}, node6))
+	unchanged("told its addresses")
+	for range 2 {
+		if err := k.Attach(); !errors.Is(err, unix.EPERM) {
+			t.Fatalf("attach: %v, want EPERM", err)
+		}
+		unchanged("attach failed")
+	}
+	must(t, k.Close())
+	unchanged("closed")
+
+	k = l.open(func(o *Options) { o.RedirectPort, o.HostOnly = 21000, true })
+	l.serve(k)
+	must(t, k.SetNodeAddrs(netip.Addr{}, node6))
+	must(t, k.Attach())
+	if got, err := ask(dialer(), "tcp4", dst4.String()); got != dst4.String() {
+		t.Errorf("after Attach: %q (%v)", got, err)
+	}
+	now, err := ReadPinned(l.bpffs)
+	must(t, err)
+	if now.RedirectPort != 21000 || !now.HostOnly || !slices.Equal(now.NodeAddrs, []netip.Addr{node6}) {
+		t.Errorf("after Attach: redirect port %d, host only %t, node addresses %v", now.RedirectPort, now.HostOnly, now.NodeAddrs)
 	}
 }
 
