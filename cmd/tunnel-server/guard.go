@@ -33,6 +33,7 @@ type guardKernel interface {
 // guard proves again and again that the interception works, and repairs it where that is possible.
 type guard struct {
 	kernel guardKernel
+	reopen func(context.Context) // makes the redirect listeners anew
 	log    *slog.Logger
 
 	mu     sync.Mutex // guards what follows
@@ -40,6 +41,7 @@ type guard struct {
 
 	// Only for the goroutine that looks.
 	reordered time.Time
+	unproven  bool // the programs were attached again, and no canary has arrived since
 	path      podPath
 }
 
@@ -94,6 +96,14 @@ func (g *guard) look(ctx context.Context, canary bool) {
 	if s := g.state(); canary || repaired || s.canary() != nil {
 		g.sendCanary(ctx)
 	}
+	g.unproven = g.unproven || repaired
+	if g.unproven && g.state().canary() != nil && ctx.Err() == nil {
+		// A cgroup that was removed and made anew has the programs again, but listeners stay in the cgroup that they were opened in.
+		g.log.Warn("opening the redirect listeners anew", "why", "the programs were attached again, and the canary does not arrive")
+		g.reopen(ctx)
+		g.sendCanary(ctx)
+	}
+	g.unproven = g.unproven && g.state().canary() != nil
 }
 
 // lookAtHooks attaches the programs again where they are gone, or where others run after them.

@@ -140,6 +140,35 @@ func TestGuardMovesBehindOthers(t *testing.T) {
 	})
 }
 
+// What is attached again and does not work may be in want of listeners: until a canary arrives, and not otherwise.
+func TestGuardReopensListeners(t *testing.T) {
+	f := &hooksFake{canary: redirect.CanaryResult{IPv4: errors.New("did not arrive")}}
+	reopened, mended := 0, 2
+	g := &guard{kernel: f, log: silent, reopen: func(context.Context) {
+		if reopened++; reopened == mended {
+			f.canary = redirect.CanaryResult{}
+		}
+	}}
+	g.look(t.Context(), true)
+	if reopened != 0 {
+		t.Error("opened anew though nothing was attached again")
+	}
+	f.health = errors.New("connect4: the link is on another cgroup")
+	g.look(t.Context(), false)
+	if err := g.state().canary(); reopened != 1 || err == nil {
+		t.Errorf("opened anew %d times, canary: %v", reopened, err)
+	}
+	g.look(t.Context(), false)
+	if err := g.state().canary(); reopened != 2 || err != nil {
+		t.Errorf("opened anew %d times, canary: %v", reopened, err)
+	}
+	f.canary = redirect.CanaryResult{IPv4: errors.New("did not arrive")}
+	g.look(t.Context(), true)
+	if reopened != 2 {
+		t.Error("opened anew after the repair was proven")
+	}
+}
+
 func TestGuardCanary(t *testing.T) {
 	f := &hooksFake{canary: redirect.CanaryResult{IPv6: errors.New("did not arrive")}}
 	g := &guard{kernel: f, log: silent}

@@ -89,6 +89,14 @@ func (n *network) apply(ctx context.Context) {
 	n.problem = problem
 }
 
+// reopen closes all redirect listeners and opens them anew. In between connects are refused.
+func (n *network) reopen(ctx context.Context) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.redirects.retain(nil)
+	n.apply(ctx)
+}
+
 // again tries once more in a while. Called with the lock held.
 func (n *network) again(ctx context.Context) {
 	if n.retrying != nil || n.ended {

@@ -126,7 +126,7 @@ func run(ctx context.Context, env cli.Env) error {
 	defer end(nil)
 	s := &server{
 		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels,
-		network: network, guard: &guard{kernel: kernel, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
+		network: network, guard: &guard{kernel: kernel, reopen: network.reopen, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
 	}
 	adminServer, err := admin.New(admin.Config{
 		Name: env.Name, Version: cli.Version(), Ready: s.conditions, Metrics: s.metrics, State: s.state, Pprof: o.pprof, Log: log,

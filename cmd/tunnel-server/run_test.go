@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -267,6 +269,51 @@ func TestFollowsAddresses(t *testing.T) {
 	must(t, delAddr(own))
 	state(admin.TargetOnline)
 	connect(t, edge4).talk()
+}
+
+// The cgroup of --cgroup-root is removed and made anew under a running server, which is moved out for that and in again.
+func TestCgroupMadeAnew(t *testing.T) {
+	n := newNode(t)
+	outer := os.Getenv(cgroupVar)
+	root := filepath.Join(outer, "root")
+	join := func(dir string) { must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)) }
+	must(t, os.Mkdir(root, 0o755))
+	t.Cleanup(func() {
+		join(outer)
+		must(t, os.Remove(root))
+	})
+	join(root)
+	p := n.start("--cgroup-root", root)
+	n.startAgent()
+	n.online()
+	old := connect(t, edge4)
+	old.talk()
+
+	join(outer)
+	must(t, os.Remove(root))
+	must(t, os.Mkdir(root, 0o755))
+	join(root)
+	for _, addr := range []netip.Addr{edge4, edge6} {
+		eventually(t, "intercepted again", func() bool {
+			conn, err := dial(addr)
+			if err != nil {
+				return false
+			}
+			defer conn.Close()
+			must(t, conn.SetDeadline(time.Now().Add(time.Second)))
+			echo := make([]byte, 6)
+			_, err = conn.Write([]byte("hello\n"))
+			if err == nil {
+				_, err = io.ReadFull(conn, echo)
+			}
+			return err == nil && string(echo) == "hello\n"
+		})
+	}
+	eventually(t, "ready", func() bool { return p.ready() == "" })
+	if p.logged("opening the redirect listeners anew") == nil {
+		t.Error("not in the log")
+	}
+	old.talk() // open connections go on
 }
 
 func TestOptedOutProcessesGoDirect(t *testing.T) {

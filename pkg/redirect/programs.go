@@ -78,7 +78,7 @@ func programName(id ebpf.ProgramID) string {
 
 // Health reports hooks on which the programs are not in force any more, although Attach put them there: somebody detached a link, or the
 // cgroup was removed and perhaps made anew. Attach repairs it; listeners that were opened in a removed cgroup have to be opened
-// again after that, because the programs for accepted connections run in their listener's cgroup.
+// again after that, by this process in its new one, because the programs for accepted connections run in their listener's cgroup.
 func (k *Kernel) Health() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
