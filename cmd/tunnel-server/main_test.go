@@ -20,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 // cgroupVar tells the process that runs the tests which cgroup it is in.
@@ -55,7 +57,7 @@ func runInNode() (status int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	defer func() { err = errors.Join(err, netlab.RemoveCgroup(dir)) }()
 	folder, err := os.Open(dir)
 	if err != nil {
 		return 1, err

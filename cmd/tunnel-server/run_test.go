@@ -20,6 +20,7 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 func TestServes(t *testing.T) {
@@ -280,7 +281,7 @@ func TestCgroupMadeAnew(t *testing.T) {
 	must(t, os.Mkdir(root, 0o755))
 	t.Cleanup(func() {
 		join(outer)
-		must(t, os.Remove(root))
+		must(t, netlab.RemoveCgroup(root))
 	})
 	join(root)
 	p := n.start("--cgroup-root", root)
@@ -290,7 +291,7 @@ func TestCgroupMadeAnew(t *testing.T) {
 	old.talk()
 
 	join(outer)
-	must(t, os.Remove(root))
+	must(t, netlab.RemoveCgroup(root))
 	must(t, os.Mkdir(root, 0o755))
 	join(root)
 	for _, addr := range []netip.Addr{edge4, edge6} {
@@ -334,7 +335,7 @@ func TestOptedOutProcessesGoDirect(t *testing.T) {
 	for _, folder := range []string{"private", "public"} {
 		dir := filepath.Join(os.Getenv(cgroupVar), folder)
 		must(t, os.Mkdir(dir, 0o755))
-		t.Cleanup(func() { must(t, os.Remove(dir)) })
+		t.Cleanup(func() { must(t, netlab.RemoveCgroup(dir)) })
 	}
 	if got := ask("public"); got != "hello\n" {
 		t.Errorf("in another cgroup: %s", got)

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 // balancer is another agent's program: it sends connections to a Service address to an edge address.
@@ -153,14 +155,14 @@ func TestDeadCgroup(t *testing.T) {
 	joinCgroup(t, root)
 	t.Cleanup(func() {
 		joinCgroup(t, l.cgroup)
-		must(t, os.Remove(root))
+		must(t, netlab.RemoveCgroup(root))
 	})
 	k, s := l.ready(func(o *Options) { o.CgroupRoot = root })
 	must(t, k.Health())
 	must(t, k.Canary(t.Context()).Err())
 
 	joinCgroup(t, l.cgroup)
-	must(t, os.Remove(root))
+	must(t, netlab.RemoveCgroup(root))
 	must(t, os.Mkdir(root, 0o755))
 	joinCgroup(t, root)
 	if k.Health() == nil {
@@ -183,7 +185,7 @@ func TestOtherCgroup(t *testing.T) {
 	joinCgroup(t, child)
 	t.Cleanup(func() {
 		joinCgroup(t, l.cgroup)
-		must(t, os.Remove(child))
+		must(t, netlab.RemoveCgroup(child))
 	})
 	k, s := l.ready(func(o *Options) { o.CgroupRoot = child })
 	must(t, k.Canary(t.Context()).Err())

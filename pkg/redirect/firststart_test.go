@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf/link"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 func (l *lab) wantNothing(when string) {
@@ -61,7 +63,7 @@ func TestFailedFirstStartLeavesNothing(t *testing.T) {
 		must(t, k.Close())
 		l.wantNothing(c.what)
 		if opts.noNetnsCookie {
-			must(t, os.Remove(opts.CgroupRoot))
+			must(t, netlab.RemoveCgroup(opts.CgroupRoot))
 		}
 	}
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 // flooding is what a flooder is told, and what it says when it has made enough and in the end.
@@ -101,7 +103,7 @@ func (l *lab) startFlood(ns netns.NsHandle, f flooding) *flooder {
 	l.t.Helper()
 	dir := filepath.Join(l.cgroup, "flooder")
 	must(l.t, os.Mkdir(dir, 0o755))
-	l.t.Cleanup(func() { must(l.t, os.Remove(dir)) })
+	l.t.Cleanup(func() { must(l.t, netlab.RemoveCgroup(dir)) })
 	group, err := os.Open(dir)
 	must(l.t, err)
 	defer group.Close()

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 func TestBindGuard(t *testing.T) {
@@ -132,7 +134,7 @@ func TestOptOut(t *testing.T) {
 	inner := l.newCgroup(out)
 	t.Cleanup(func() {
 		joinCgroup(t, l.cgroup)
-		must(t, errors.Join(unix.Rmdir(inner), unix.Rmdir(out)))
+		must(t, errors.Join(netlab.RemoveCgroup(inner), netlab.RemoveCgroup(out)))
 	})
 	group, err := openCgroup(out)
 	must(t, err)

@@ -22,6 +22,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 // lab is a cloud node of a test: a network namespace that plays the host's, a bpf filesystem and a cgroup, all its own. The test's
@@ -81,7 +83,7 @@ func newLab(t *testing.T) *lab {
 	joinCgroup(t, l.cgroup)
 	t.Cleanup(func() {
 		joinCgroup(t, home)
-		must(t, os.Remove(l.cgroup))
+		must(t, netlab.RemoveCgroup(l.cgroup))
 	})
 	return l
 }

@@ -17,6 +17,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 // installed is what a restart must not multiply.
@@ -241,7 +243,7 @@ func TestFailedStartLeavesTheSettings(t *testing.T) {
 
 	// A cgroup whose last hooks cannot be attached to.
 	taken := l.newCgroup(l.cgroup)
-	t.Cleanup(func() { must(t, os.Remove(taken)) })
+	t.Cleanup(func() { must(t, netlab.RemoveCgroup(taken)) })
 	group, err := openCgroup(taken)
 	must(t, err)
 	defer func() { _ = group.Close() }()

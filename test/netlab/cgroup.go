@@ -49,15 +49,16 @@ func removeCgroup(dir string) error {
 	}
 	slices.Reverse(dirs) // children first
 	for _, d := range dirs {
-		if err := removeWhenEmpty(d); err != nil {
+		if err := RemoveCgroup(d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// removeWhenEmpty waits for killed processes to be gone, which takes a moment.
-func removeWhenEmpty(dir string) error {
+// RemoveCgroup removes a folder whose processes have left or were killed. It waits for the threads that are just ending: the kernel
+// leaves them where they are when their process moves.
+func RemoveCgroup(dir string) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		err := unix.Rmdir(dir)
