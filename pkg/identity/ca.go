@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -18,7 +19,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -42,7 +42,6 @@ type CAOptions struct {
 }
 
 func (o CAOptions) withDefaults() CAOptions {
-	const day = 24 * time.Hour
 	if o.Validity <= 0 {
 		o.Validity = 3653 * day
 	}
@@ -107,38 +106,15 @@ func InitCA(dir string, o CAOptions) (*CA, error) {
 
 // create writes the certificate last: with it the CA is complete.
 func (ca *CA) create(f *folder) error {
-	key, keyPEM, err := newKey()
+	cert, key, keyPEM, err := newAuthority(ca.o.Clock(), ca.o.Validity)
 	if err != nil {
 		return err
 	}
-	serial, err := newSerial()
-	if err != nil {
-		return err
-	}
-	now := ca.o.Clock()
-	tmpl := &x509.Certificate{
-		SerialNumber: serial,
-		// Part of the serial number, so that an old CA and its successor are told apart in one bundle.
-		Subject:               pkix.Name{CommonName: fmt.Sprintf("edge-tunnel CA %.8s", fmt.Sprintf("%032x", serial))},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(ca.o.Validity),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return fmt.Errorf("sign CA certificate: %w", err)
-	}
-	if ca.cert, err = x509.ParseCertificate(der); err != nil {
-		return fmt.Errorf("read CA certificate back: %w", err)
-	}
-	ca.key = key
+	ca.cert, ca.key = cert, key
 	return errors.Join(
 		f.write(indexFile, 0o600, index(nil).format()),
 		f.write(caName+".key", 0o600, keyPEM),
-		f.write(caName+".crt", 0o644, certPEM(der)),
+		f.write(caName+".crt", 0o644, certPEM(cert.Raw)),
 	)
 }
 
@@ -190,22 +166,16 @@ func (ca *CA) NotAfter() time.Time { return ca.cert.NotAfter }
 // one of the same name. A request that makes no sense is a *RequestError.
 func (ca *CA) IssueServer(name string, hosts []string) (Issued, error) {
 	tmpl := &x509.Certificate{}
-	for _, h := range hosts {
-		if a, err := netip.ParseAddr(strings.Trim(h, "[]")); err == nil {
-			if a.Zone() != "" {
-				return Issued{}, &RequestError{problem: fmt.Sprintf("host %s: addresses with a zone cannot be in a certificate", h)}
-			}
-			tmpl.IPAddresses = append(tmpl.IPAddresses, a.Unmap().AsSlice())
-			continue
+	for _, text := range hosts {
+		h, err := parseHost(text)
+		switch {
+		case err != nil:
+			return Issued{}, &RequestError{problem: "host " + err.Error(), hint: "give hosts without scheme and port"}
+		case h.dns != "":
+			tmpl.DNSNames = append(tmpl.DNSNames, h.dns)
+		default:
+			tmpl.IPAddresses = append(tmpl.IPAddresses, h.addr.AsSlice())
 		}
-		dns := strings.ToLower(strings.TrimSuffix(h, "."))
-		last := dns[strings.LastIndexByte(dns, '.')+1:]
-		// A name that ends in a number is a mistyped address.
-		if err := CheckName(dns); err != nil || strings.Trim(last, "0123456789") == "" {
-			return Issued{}, &RequestError{problem: fmt.Sprintf("host %q is neither an IP address nor a DNS name", h),
-				hint: "give hosts without scheme and port"}
-		}
-		tmpl.DNSNames = append(tmpl.DNSNames, dns)
 	}
 	if len(hosts) == 0 || len(hosts) > maxHosts {
 		return Issued{}, &RequestError{problem: fmt.Sprintf("a server needs between 1 and %d hosts, not %d", maxHosts, len(hosts)),
@@ -288,14 +258,10 @@ func (ca *CA) issue(e indexEntry, tmpl *x509.Certificate, reissue bool) (Issued,
 	if err != nil {
 		return Issued{}, err
 	}
-	tmpl.SerialNumber = serial
-	tmpl.Subject = pkix.Name{CommonName: e.name, Organization: []string{string(e.role)}}
-	tmpl.NotBefore, tmpl.NotAfter = now.Add(-backdate), e.notAfter
-	tmpl.KeyUsage, tmpl.ExtKeyUsage = x509.KeyUsageDigitalSignature, e.role.usages()
-	tmpl.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, key.Public(), ca.key)
+	tmpl.SerialNumber, tmpl.NotBefore, tmpl.NotAfter = serial, now.Add(-backdate), e.notAfter
+	der, err := signLeaf(tmpl, e.name, e.role, key.Public(), ca.cert, ca.key)
 	if err != nil {
-		return Issued{}, fmt.Errorf("sign certificate: %w", err)
+		return Issued{}, err
 	}
 	moved, err := ca.record(e, certPEM(der), keyPEM, reissue, now)
 	if err != nil {
@@ -342,6 +308,49 @@ func (ca *CA) record(e indexEntry, crt, key []byte, reissue bool, now time.Time)
 		return nil, err
 	}
 	return moved, f.write(e.name+".crt", 0o644, crt)
+}
+
+// newAuthority makes a CA's certificate and key.
+func newAuthority(now time.Time, validity time.Duration) (cert *x509.Certificate, key *ecdsa.PrivateKey, keyPEM []byte, err error) {
+	key, keyPEM, err = newKey()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial,
+		// Part of the serial number, so that an old CA and its successor are told apart in one bundle.
+		Subject:               pkix.Name{CommonName: fmt.Sprintf("edge-tunnel CA %.8s", fmt.Sprintf("%032x", serial))},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(validity),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("sign CA certificate: %w", err)
+	}
+	if cert, err = x509.ParseCertificate(der); err != nil {
+		return nil, nil, nil, fmt.Errorf("read CA certificate back: %w", err)
+	}
+	return cert, key, keyPEM, nil
+}
+
+// signLeaf completes tmpl, which has serial number, times and names.
+func signLeaf(tmpl *x509.Certificate, name string, role Role, key crypto.PublicKey, ca *x509.Certificate, caKey *ecdsa.PrivateKey) ([]byte, error) {
+	tmpl.Subject = pkix.Name{CommonName: name, Organization: []string{string(role)}}
+	tmpl.KeyUsage, tmpl.ExtKeyUsage = x509.KeyUsageDigitalSignature, role.usages()
+	tmpl.BasicConstraintsValid = true
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca, key, caKey)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	return der, nil
 }
 
 func newKey() (key *ecdsa.PrivateKey, asPEM []byte, err error) {

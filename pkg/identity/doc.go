@@ -40,4 +40,11 @@
 // [CA] issues certificates in a directory, for use without a PKI. See [InitCA]. To replace a CA, make a new one in another
 // directory, put both CA certificates into everyone's bundle, issue new leaves, then take the old one out of the bundles:
 // sessions that still depend on it end at that moment.
+//
+// # Signing for Kubernetes
+//
+// There a request comes through the CSR API, and the API server says who asked. [ParseCSR] reads what is asked for, [Accounts.Prove] says for
+// which node the requester can have a certificate, [CheckUsages] and [CSR.Check] compare the two: no more is granted than the node's
+// name and, to servers, names at which they are dialed. What is wrong is a [*Denial] with a Reason. [Authority] is a CA that is kept by the
+// caller, in one place, and replaces itself with overlap. Nothing here talks to anybody: package kube does.
 package identity

@@ -56,40 +56,56 @@ func decodePEM(data []byte) ([]*pem.Block, error) {
 	return blocks, nil
 }
 
-// parseBundle parses a CA bundle: CA certificates and nothing else. One that has ended is no error while another
-// has not: it is common to find an old CA beside its successor, and it is never believed.
+// parseBundle parses a CA bundle. One that has ended is no error while another has not: it is common to find an old CA beside its
+// successor, and it is never believed.
 func parseBundle(data []byte, now time.Time) (bundle, error) {
-	blocks, err := decodePEM(data)
+	certs, err := parseCAs(data)
 	if err != nil {
 		return bundle{}, err
 	}
-	if len(blocks) > maxBundle {
-		return bundle{}, fmt.Errorf("%d certificates, at most %d are allowed", len(blocks), maxBundle)
-	}
 	b := bundle{roots: x509.NewCertPool()}
 	live := false
-	for i, block := range blocks {
-		if block.Type != "CERTIFICATE" {
-			return bundle{}, fmt.Errorf("block %d is a %.40q, not a certificate", i+1, block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return bundle{}, fmt.Errorf("certificate %d: %w", i+1, err)
-		}
-		if !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 {
-			return bundle{}, fmt.Errorf("certificate %d (%.100q) is not a CA's", i+1, c.Subject.String())
-		}
+	for _, c := range certs {
 		b.roots.AddCert(c)
-		b.infos = append(b.infos, CAInfo{
-			Subject: fmt.Sprintf("%.100s", c.Subject.String()), Fingerprint: fingerprint(c),
-			NotBefore: c.NotBefore, NotAfter: c.NotAfter,
-		})
+		b.infos = append(b.infos, infoOf(c))
 		live = live || !now.After(c.NotAfter)
 	}
 	if !live {
 		return bundle{}, errors.New("every CA in it has expired")
 	}
 	return b, nil
+}
+
+// parseCAs parses CA certificates and nothing else.
+func parseCAs(data []byte) ([]*x509.Certificate, error) {
+	blocks, err := decodePEM(data)
+	if err != nil {
+		return nil, err
+	}
+	if len(blocks) > maxBundle {
+		return nil, fmt.Errorf("%d certificates, at most %d are allowed", len(blocks), maxBundle)
+	}
+	var certs []*x509.Certificate
+	for i, block := range blocks {
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("block %d is a %.40q, not a certificate", i+1, block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", i+1, err)
+		}
+		if !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 {
+			return nil, fmt.Errorf("certificate %d (%.100q) is not a CA's", i+1, c.Subject.String())
+		}
+		certs = append(certs, c)
+	}
+	return certs, nil
+}
+
+func infoOf(c *x509.Certificate) CAInfo {
+	return CAInfo{
+		Subject: fmt.Sprintf("%.100s", c.Subject.String()), Fingerprint: fingerprint(c), NotBefore: c.NotBefore, NotAfter: c.NotAfter,
+	}
 }
 
 // parseCerts parses a leaf and its intermediates. Other blocks are skipped: some tools write the key into the same file.

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -228,7 +227,7 @@ func checkUsage(leaf *x509.Certificate, role Role) error {
 func nameOf(leaf *x509.Certificate) (string, error) {
 	names := 0
 	for _, attr := range leaf.Subject.Names {
-		if attr.Type.Equal(asn1.ObjectIdentifier{2, 5, 4, 3}) {
+		if attr.Type.Equal(oidCommonName) {
 			names++
 		}
 	}
