@@ -17,7 +17,7 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
-// facts are what is known about one connection. They are written once, and anew when it is established.
+// facts are what is known about one connection. They are written once, and anew by its opening.
 type facts struct {
 	origin      Origin
 	trace       uint64
@@ -83,19 +83,18 @@ func (s *Server) carry(c *facts, client relay.Conn, entry *ledger.Entry[facts]) 
 	if s.cfg.Logger.Enabled(s.ctx, slog.LevelDebug) {
 		s.cfg.Logger.Debug("connection opening", "trace", traceID(c.trace), "comm", c.origin.Comm, "dst", c.origin.Dst.String(), "node", node)
 	}
-	o := opening{s: s, entry: entry, client: client, node: node, header: wire.Header{
+	o := &opening{s: s, entry: entry, facts: c, began: began, done: make(chan struct{}), header: wire.Header{
 		Kind: wire.KindConnect, Trace: c.trace, Dst: c.origin.Dst, Src: c.src,
 	}}
-	stream, fail := o.establish()
-	c.retried = o.retried
-	if fail != nil {
+	if fail := o.first(); fail != nil {
 		client.Reset()
 		return fail.reason, fail.detail
 	}
-	s.cfg.Opened(time.Since(began))
-	c.established = true
-	entry.Describe(*c)
-	return ledger.Ended(s.relayer.Relay(s.ctx, client, stream))
+	result := s.relayer.Relay(s.ctx, client, entry.Remote(o))
+	if fail, ok := result.Err.(*failure); ok {
+		return fail.reason, fail.detail
+	}
+	return ledger.Ended(result)
 }
 
 // record writes the access record.

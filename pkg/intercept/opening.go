@@ -4,11 +4,8 @@ package intercept
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"os"
-	"slices"
+	"sync"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
@@ -16,153 +13,226 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
-// opening is one connection from its lookup until its status has come.
+// opening is the stream of one connection, as the relay sees it from the first moment on. The direction that reads it waits for the
+// status, and makes the second try; the other one writes meanwhile, and what it writes is kept:
 //
-// Two goroutines share it: the connection's own reads the status, and a pump carries the client's bytes meanwhile. Only one of
-// them touches kept and fin at a time: await starts the pump and waits for it before it returns.
+//	waiting ── retryable, once ──► waiting on another stream, which has got all that is kept
+//	   │ OK                           │ OK
+//	   ▼                              ▼
+//	settled, nothing is kept        settled
+//
+// Anything else settles it too, with a failure. It is read with WriteTo alone.
 type opening struct {
+	Stream // the present one; changed by the reading direction, with both locks
+
 	s       *Server
 	entry   *ledger.Entry[facts]
-	client  relay.Conn
-	node    string
+	facts   *facts
 	header  wire.Header
-	kept    []byte // everything read from the client so far
-	fin     bool   // the client has finished, after kept
-	retried bool
+	began   time.Time
+	done    chan struct{} // closed when settled
+	sending sync.Mutex    // a write to Stream before it is settled
+
+	mu      sync.Mutex // guards the rest, never for long; taken after sending
+	settled bool
+	fail    *failure // set with settled
+	kept    []byte   // everything written so far
+	fin     bool     // and CloseWrite was called
+	torn    error    // Stream lacks some of it
+	over    bool     // Reset was called
+	giveUp  func()   // ends Open of the second try
 }
 
-// establish returns a stream whose status is OK and that has got all of kept and fin. On failure no stream is left.
-func (o *opening) establish() (Stream, *failure) {
-	stream, reply, fail := o.try(nil)
-	if fail == nil && reply.Status.Retryable() {
-		o.retried = true
-		o.s.retried.Add(1)
-		stream, reply, fail = o.try(stream)
-	}
-	if fail != nil {
-		return nil, fail
-	}
-	if reply.Status != wire.StatusOK {
-		return nil, &failure{reply.Status.String(), reply.Message}
-	}
-	counted := o.entry.Remote(stream)
-	if o.fin {
-		return finSent{counted}, nil
-	}
-	return counted, nil
-}
-
-// try opens a stream and waits for its status. Unless the status is OK the returned stream has been reset, and is good
-// only to tell Open which one failed.
-func (o *opening) try(failed Stream) (Stream, wire.Reply, *failure) {
-	ctx, cancel := context.WithTimeout(o.s.ctx, o.s.cfg.OpenTimeout)
-	stream, err := o.s.cfg.Open(ctx, o.node, o.header, failed)
-	cancel()
+// open opens a stream.
+func (o *opening) open(ctx context.Context, failed Stream) (Stream, *failure) {
+	stream, err := o.s.cfg.Open(ctx, o.facts.node, o.header, failed)
 	if err != nil {
-		return nil, wire.Reply{}, openFailure(o.s.ctx, err)
+		return nil, openFailure(o.s.ctx, err)
 	}
-	reply, fail := o.await(stream)
-	if fail != nil || reply.Status != wire.StatusOK {
-		stream.Reset()
-	}
-	return stream, reply, fail
+	return stream, nil
 }
 
-// await reads the status, while the pump carries the client's bytes.
-func (o *opening) await(stream Stream) (wire.Reply, *failure) {
-	stopReset := context.AfterFunc(o.s.ctx, func() { stream.Reset() })
-	defer stopReset()
-	pumped := make(chan error, 1)
-	go func() { pumped <- o.pump(stream) }()
+// first makes the first try. On failure there is no stream.
+func (o *opening) first() (fail *failure) {
+	ctx, cancel := context.WithTimeout(o.s.ctx, o.s.cfg.OpenTimeout)
+	defer cancel()
+	o.Stream, fail = o.open(ctx, nil)
+	return fail
+}
 
-	stream.SetReadDeadline(time.Now().Add(o.s.cfg.StatusTimeout))
-	reply, err := wire.ReadReply(stream)
-	if err != nil || reply.Status != wire.StatusOK {
-		stream.Reset() // the pump may be in a write
+// WriteTo waits for the status, and passes on what follows it.
+func (o *opening) WriteTo(w io.Writer) (int64, error) {
+	reply, fail := o.await()
+	if fail == nil && reply.Status.Retryable() {
+		if fail = o.again(); fail == nil {
+			reply, fail = o.await()
+		}
 	}
-	o.client.SetReadDeadline(time.Unix(1, 0)) // or in a read
-	lost := <-pumped
-	o.client.SetReadDeadline(time.Time{})
+	if fail == nil && reply.Status != wire.StatusOK {
+		fail = &failure{reply.Status.String(), reply.Message}
+	}
+	if fail = o.settle(fail); fail != nil {
+		return 0, fail
+	}
+	return io.Copy(w, o.Stream)
+}
 
-	var gone *clientError
-	switch {
-	case errors.As(lost, &gone):
-		return wire.Reply{}, gone.failure()
-	case err != nil:
+// await reads the status.
+func (o *opening) await() (wire.Reply, *failure) {
+	o.SetReadDeadline(time.Now().Add(o.s.cfg.StatusTimeout))
+	reply, err := wire.ReadReply(o.Stream)
+	if err != nil {
 		return wire.Reply{}, replyFailure(o.s.ctx, err)
-	case reply.Status == wire.StatusOK && lost != nil:
-		// There is a hole in what the edge service will see: this stream must not go on.
-		return wire.Reply{}, replyFailure(o.s.ctx, lost)
 	}
-	stream.SetReadDeadline(time.Time{})
+	o.SetReadDeadline(time.Time{})
 	return reply, nil
 }
 
-// clientError is an error of the client's connection, not of the stream.
-type clientError struct{ err error }
-
-func (e *clientError) Error() string { return e.err.Error() }
-
-func (e *clientError) failure() *failure {
-	if relay.IsReset(e.err) {
-		return &failure{reason: string(relay.ClientReset)}
+// again makes the second try.
+func (o *opening) again() *failure {
+	failed := o.Stream
+	failed.Reset() // who writes to it gives up
+	o.facts.retried = true
+	o.s.retried.Add(1)
+	ctx, cancel := context.WithTimeout(o.s.ctx, o.s.cfg.OpenTimeout)
+	defer cancel()
+	o.mu.Lock()
+	o.giveUp = cancel
+	if o.over {
+		cancel()
 	}
-	return &failure{string(relay.ClientError), e.Error()}
+	o.mu.Unlock()
+	stream, fail := o.open(ctx, failed)
+	if fail != nil {
+		return fail
+	}
+
+	o.sending.Lock()
+	defer o.sending.Unlock()
+	o.mu.Lock()
+	o.Stream, o.torn = stream, nil
+	kept, fin, over := o.kept, o.fin, o.over
+	o.mu.Unlock()
+	if over {
+		stream.Reset()
+	}
+	var err error
+	if len(kept) > 0 {
+		_, err = stream.Write(kept)
+	}
+	if err == nil && fin {
+		err = stream.CloseWrite()
+	}
+	_ = o.tear(err)
+	return nil
 }
 
-// Sizes of the buffer for what is kept: most first flights (a TLS hello, an HTTP request) fit into the smallest.
-const minKept = 2 << 10
+// settle ends the waiting, and returns the failure if there is one.
+func (o *opening) settle(fail *failure) *failure {
+	o.mu.Lock()
+	if fail == nil && o.torn != nil {
+		fail = replyFailure(o.s.ctx, o.torn) // there is a hole in what the edge service will see
+	}
+	o.settled, o.fail, o.kept = true, fail, nil
+	o.mu.Unlock()
+	if fail == nil {
+		o.s.cfg.Opened(time.Since(o.began))
+		o.facts.established = true
+		o.entry.Describe(*o.facts)
+	}
+	close(o.done)
+	return fail
+}
 
-// pump sends the stream what is kept already, which is what a second try needs, and then whatever the client sends, until the
-// client's read deadline tells it to stop, or enough is kept.
-func (o *opening) pump(stream Stream) error {
-	if len(o.kept) > 0 {
-		if _, err := stream.Write(o.kept); err != nil {
-			return fmt.Errorf("send kept bytes: %w", err)
-		}
+// tear notes that a write to the stream failed. What that means the status decides; the error is returned if it has come.
+func (o *opening) tear(err error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err == nil || o.settled {
+		return err
 	}
-	for !o.fin {
-		if len(o.kept) == wire.MaxRetained {
-			return nil
-		}
-		if len(o.kept) == cap(o.kept) {
-			o.kept = slices.Grow(o.kept, max(minKept, len(o.kept)))
-		}
-		have := len(o.kept)
-		n, err := o.client.Read(o.kept[have:min(cap(o.kept), wire.MaxRetained)])
-		o.kept = o.kept[:have+n]
-		if n > 0 {
-			o.entry.AddSent(n)
-			if _, err := stream.Write(o.kept[have:]); err != nil {
-				return fmt.Errorf("send first bytes: %w", err)
-			}
-		}
-		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF):
-			o.fin = true
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil
-		default:
-			stream.Reset() // wakes the reader of the status, and tells the agent to give up its dial
-			return &clientError{err}
-		}
+	o.torn = err
+	return nil
+}
+
+// Write waits for the status only when as much is kept as may be.
+func (o *opening) Write(p []byte) (int, error) {
+	early, err := o.writeEarly(p)
+	if err != nil || early == len(p) {
+		return early, err
 	}
-	if err := stream.CloseWrite(); err != nil {
-		return fmt.Errorf("send end of data: %w", err)
+	<-o.done
+	if o.fail != nil {
+		return early, o.fail
 	}
-	if client, ok := o.client.(relay.Watcher); ok {
-		// A client that has finished may still be reset. The read deadline ends the waiting.
-		if err := client.WaitFailed(); err != nil {
-			stream.Reset()
-			return &clientError{err}
-		}
+	n, err := o.Stream.Write(p[early:])
+	return early + n, err
+}
+
+// writeEarly sends what can be sent before the status, and keeps it.
+func (o *opening) writeEarly(p []byte) (int, error) {
+	o.sending.Lock()
+	defer o.sending.Unlock()
+	o.mu.Lock()
+	if o.settled {
+		o.mu.Unlock()
+		return 0, nil
+	}
+	p = p[:min(len(p), wire.MaxRetained-len(o.kept))]
+	o.kept = append(o.kept, p...)
+	stream, torn := o.Stream, o.torn
+	o.mu.Unlock()
+	if torn != nil || len(p) == 0 {
+		return len(p), nil
+	}
+	n, err := stream.Write(p)
+	if err = o.tear(err); err != nil {
+		return n, err
+	}
+	return len(p), nil // also what the stream did not take: it is kept
+}
+
+// CloseWrite does not wait.
+func (o *opening) CloseWrite() error {
+	o.sending.Lock()
+	defer o.sending.Unlock()
+	o.mu.Lock()
+	o.fin = true
+	stream, torn := o.Stream, o.torn
+	o.mu.Unlock()
+	if torn != nil {
+		return nil
+	}
+	return o.tear(stream.CloseWrite())
+}
+
+// Reset resets the present stream, and the next one.
+func (o *opening) Reset() error {
+	o.mu.Lock()
+	o.over = true
+	stream, giveUp := o.Stream, o.giveUp
+	o.mu.Unlock()
+	if giveUp != nil {
+		giveUp()
+	}
+	return stream.Reset()
+}
+
+// Failed implements relay.Watcher.
+func (o *opening) Failed() error {
+	o.mu.Lock()
+	stream := o.Stream
+	o.mu.Unlock()
+	if w, ok := stream.(relay.Watcher); ok {
+		return w.Failed()
 	}
 	return nil
 }
 
-// finSent is a stream whose sending side was closed before its status came. The relay reads the client's end of data once more
-// and would close it again.
-type finSent struct{ *ledger.Conn }
-
-func (finSent) CloseWrite() error { return nil }
+// WaitFailed implements relay.Watcher. Nobody calls it before the stream is settled.
+func (o *opening) WaitFailed() error {
+	if w, ok := o.Stream.(relay.Watcher); ok {
+		return w.WaitFailed()
+	}
+	return nil
+}

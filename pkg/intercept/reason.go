@@ -44,11 +44,13 @@ func reasons() []string {
 		ReasonOpenFailed, ReasonOpenTimedOut, ReasonStatusTimedOut, ReasonStreamLost, ReasonBadReply)
 }
 
-// failure says why a connection got no stream.
+// failure says why a connection did not get through. As an error it passes the relay.
 type failure struct {
 	reason string
 	detail string // for people; may be empty
 }
+
+func (f *failure) Error() string { return f.reason + ": " + f.detail }
 
 // openFailure names the reason for an error of Open. Parent is the server's own context.
 func openFailure(parent context.Context, err error) *failure {

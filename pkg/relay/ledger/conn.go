@@ -22,9 +22,6 @@ func (e *Entry[T]) Client(c relay.Conn) *Conn { return &Conn{c, &e.sent, &e.rece
 // Remote counts on the far side of the connection: bytes written to c are Sent, bytes read from it are Received.
 func (e *Entry[T]) Remote(c relay.Conn) *Conn { return &Conn{c, &e.received, &e.sent} }
 
-// AddSent counts bytes that were sent without a Conn.
-func (e *Entry[T]) AddSent(n int) { e.sent.Add(int64(n)) }
-
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.read.Add(int64(n))
