@@ -28,6 +28,8 @@ func (s *server) drain(ctx context.Context, log *slog.Logger, closeFront, closeK
 	log.Info("open connections may finish", "connections", s.conns.Stats().Open, "within", s.options.drainTimeout)
 	bound, cancel = context.WithTimeout(ctx, s.options.drainTimeout)
 	defer cancel()
-	log.Info("stopped", "reset", s.conns.Drain(bound))
+	reset := s.conns.Drain(bound)
+	s.tunnels.WaitForwarded(bound)
+	log.Info("stopped", "reset", reset)
 	return err
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
+	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
+	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
 // alwaysTunneled are the kubelet's ports. They are tunneled whatever the flags say.
@@ -24,6 +26,7 @@ var alwaysTunneled = [...]uint16{10250, 10255}
 // options is the parsed command line.
 type options struct {
 	listenTunnel string
+	peers        []string // HOST:PORT
 	files        identity.Files
 
 	ports        []uint16 // tunneled ports, alwaysTunneled included
@@ -89,6 +92,8 @@ func parse(env cli.Env) (options, error) {
 
 	tun := flags.Group("Tunnels and connections")
 	cli.ListenVar(tun, &o.listenTunnel, "listen-tunnel", "Where agents log in.")
+	cli.HostPortsVar(tun, &o.peers, "peer", wire.Port, "Other servers, by which edge nodes without a tunnel here are reached. The same list may be"+
+		" given to all: a server leaves itself out.")
 	tun.IntVar(&o.maxConns, "max-connections", o.maxConns, "Open intercepted connections at most; more are reset. 0: half of the open file limit, 65536 at most.")
 	tun.IntVar(&o.maxPerPod, "max-connections-per-pod", o.maxPerPod, "Open connections of one pod's container (counted by cgroup) at most;"+
 		" more are reset. The host's own have no such limit. 0: a quarter of --max-connections.")
@@ -155,6 +160,9 @@ func (o *options) validate() error {
 	}
 	if o.drainTimeout < 0 {
 		errs = append(errs, cli.Usagef("--drain-timeout: %v is negative", o.drainTimeout))
+	}
+	if len(o.peers) > tunnel.MaxPeers {
+		errs = append(errs, cli.Usagef("--peer: %d servers are more than %d", len(o.peers), tunnel.MaxPeers))
 	}
 	if o.maxConns < 0 {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))

@@ -39,10 +39,17 @@ func canaryOf(rules route.Rules) func(net.Conn, intercept.Origin) bool {
 	}
 }
 
-// openerOf opens streams to a node's agent. There is one server, so a second try finds the node's newest tunnel.
-func openerOf(tunnels *tunnel.Server) func(context.Context, string, wire.Header, intercept.Stream) (intercept.Stream, error) {
-	return func(ctx context.Context, node string, h wire.Header, _ intercept.Stream) (intercept.Stream, error) {
+// openerOf opens streams to a node's agent: in a tunnel of this server if there is one, otherwise, if hop is not nil, by way of another
+// server. A second try finds the node's newest tunnel.
+func openerOf(tunnels *tunnel.Server, hop *hop) func(context.Context, string, wire.Header, intercept.Stream) (intercept.Stream, error) {
+	return func(ctx context.Context, node string, h wire.Header, failed intercept.Stream) (intercept.Stream, error) {
+		if f, ok := failed.(*hopStream); ok {
+			hop.owners.disown(node, f.peer)
+		}
 		stream, err := tunnels.Open(ctx, node)
+		if hop != nil && (errors.Is(err, tunnel.ErrNoTunnel) || errors.Is(err, tunnel.ErrDraining)) {
+			return hop.via(ctx, node, h, err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -65,7 +72,7 @@ func authorize(ids *identity.Store) func(tls.ConnectionState) (tunnel.Identity, 
 }
 
 // recheck judges the open tunnels again when certificates, CA bundle or deny file have changed, until ctx ends.
-func recheck(ctx context.Context, ids *identity.Store, tunnels *tunnel.Server, log *slog.Logger) {
+func recheck(ctx context.Context, ids *identity.Store, tunnels *tunnel.Server, hop *hop, log *slog.Logger) {
 	for {
 		changed := ids.Changed()
 		if n := tunnels.Recheck(); n > 0 {
@@ -75,6 +82,9 @@ func recheck(ctx context.Context, ids *identity.Store, tunnels *tunnel.Server, l
 		case <-ctx.Done():
 			return
 		case <-changed:
+		}
+		if hop != nil {
+			hop.peers.Renew()
 		}
 	}
 }

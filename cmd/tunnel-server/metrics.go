@@ -49,6 +49,17 @@ func (s *server) metrics() []admin.Metric {
 		admin.Counter("edge_tunnel_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 	}
 	list = append(list, byNode(conns.Nodes)...)
+	if s.hop != nil {
+		elsewhere, rounds := s.hop.owners.elsewhere()
+		list = append(list,
+			admin.Gauge("edge_tunnel_peers", "Other servers that this one can forward to.", len(s.hop.peers.Live())),
+			admin.Gauge("edge_tunnel_peer_nodes", "Nodes without a tunnel here that another server has one of.", elsewhere),
+			admin.Counter("edge_tunnel_peer_rounds_total", "Times that other servers were asked for nodes without a tunnel here.", rounds),
+			admin.Counter("edge_tunnel_peer_questions_total", "Lists of nodes that other servers have asked about.", tun.Questions),
+			admin.Counter("edge_tunnel_peer_streams_total", "Streams of other servers that were forwarded or refused.", tun.Forwarded),
+			admin.Gauge("edge_tunnel_peer_streams", "Of these, those that are open.", tun.Forwarding),
+		)
+	}
 	if counters, err := s.kernel.Stats(); err == nil {
 		list = append(list, admin.CounterBy("edge_tunnel_bpf_total", "Verdicts of the programs in the kernel.", "verdict", verdicts(counters)))
 	}

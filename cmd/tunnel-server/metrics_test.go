@@ -42,7 +42,7 @@ func makeServer(t *testing.T) (*server, *viewFake) {
 	targets, _ := makeTargets(t, "", route.Rules{})
 	conns, err := intercept.New(intercept.Config{
 		Origin: func(*net.TCPConn) (intercept.Origin, error) { return intercept.Origin{}, intercept.ErrNotIntercepted },
-		Lookup: targets.lookup, Open: openerOf(nil),
+		Lookup: targets.lookup, Open: openerOf(nil, nil),
 	})
 	must(t, err)
 	t.Cleanup(conns.Close)

@@ -79,23 +79,39 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	optOut := &optOut{root: root, folders: o.optOut, set: kernel.SetOptOut, log: log}
 
-	tunnels, err := tunnel.NewServer(tunnel.ServerConfig{
+	config := tunnel.ServerConfig{
 		ID:        ids.Self().Name,
-		TLS:       ids.ServerTLS(map[string]identity.Role{wire.ALPNAgent: identity.RoleAgent}),
 		Authorize: authorize(ids),
 		OnLogin:   func(id tunnel.Identity) error { return targets.login(id.Name, id.Addrs) },
 		OnChange:  targets.online,
 		Log:       log,
-	})
+	}
+	roles := map[string]identity.Role{wire.ALPNAgent: identity.RoleAgent}
+	var way *hop // nil without peers
+	if len(o.peers) > 0 {
+		peers := peersOf(ids, cli.VersionLine(env.Name), kernel.Bypass, log)
+		if err := peers.Set(o.peers); err != nil {
+			return err
+		}
+		way = &hop{peers: peers, owners: newOwners(peers, known.Names, targets.online), log: log}
+		roles[wire.ALPNPeer] = identity.RoleServer
+		config.OnChange, config.Forward = way.owners.changed, way.forward
+		config.Servers = func() int { return 1 + len(peers.Live()) }
+	}
+	config.TLS = ids.ServerTLS(roles)
+	tunnels, err := tunnel.NewServer(config)
 	if err != nil {
 		return err
+	}
+	if way != nil {
+		way.tunnels = tunnels
 	}
 	opened := admin.ConnectTimes()
 	conns, err := intercept.New(intercept.Config{
 		Origin:         originOf(kernel),
 		Canary:         canaryOf(baseRules(nil)),
 		Lookup:         targets.lookup,
-		Open:           openerOf(tunnels),
+		Open:           openerOf(tunnels, way),
 		Opened:         opened.Observe,
 		MaxConns:       o.connections(),
 		MaxConnsPerPod: o.maxPerPod,
@@ -125,7 +141,7 @@ func run(ctx context.Context, env cli.Env) error {
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s := &server{
-		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels,
+		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way,
 		network: network, guard: &guard{kernel: kernel, reopen: network.reopen, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
 	}
 	adminServer, err := admin.New(admin.Config{
@@ -178,7 +194,11 @@ func run(ctx context.Context, env cli.Env) error {
 	group.Go(func() error { return ids.Run(services) })
 	group.Go(func() error { return tunnels.Serve(services, tunnelLn) })
 	group.Go(func() error { daemon.Reload(services, env.Reload, ids, log); return nil })
-	group.Go(func() error { recheck(services, ids, tunnels, log); return nil })
+	group.Go(func() error { recheck(services, ids, tunnels, way, log); return nil })
+	if way != nil {
+		group.Go(func() error { return way.peers.Run(services) })
+		group.Go(func() error { return way.owners.run(services) })
+	}
 	log.Info("started", "version", cli.Version(), "name", ids.Self().Name, "tunnels", tunnelLn.Addr().String(),
 		"admin", adminLn.Addr().String(), "ports", o.ports, "known_nodes", known.Status().Nodes, "pins", kernel.Pins())
 	daemon.Notify(env.Getenv, daemon.Ready, log)

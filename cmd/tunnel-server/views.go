@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type server struct {
 	conns   *intercept.Server
 	opened  *admin.Durations // how long it took to open connections
 	tunnels *tunnel.Server
+	hop     *hop // nil without peers
 	network *network
 	guard   *guard
 	listen  net.Addr        // where tunnels come in
@@ -82,6 +84,10 @@ func (s *server) status() admin.Status {
 	if s.options.hostOnly {
 		mode = "host"
 	}
+	var peers []string
+	if s.hop != nil {
+		peers = s.hop.peers.Live()
+	}
 	return admin.Status{
 		Role: admin.RoleServer, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: s.started,
 		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: s.life.Err() != nil,
@@ -90,7 +96,7 @@ func (s *server) status() admin.Status {
 		Server: &admin.ServerStatus{
 			Listen: s.listen.String(), Intercept: mode, NodeAddrs: s.network.addrs(),
 			RedirectPorts: s.kernel.RedirectPorts(), TunneledPorts: s.kernel.TunneledPorts(),
-			Targets: s.targets.counts(), Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
+			Peers: peers, Targets: s.targets.counts(), Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
 		},
 	}
 }
@@ -126,6 +132,25 @@ func (s *server) tunnelList() []admin.Tunnel {
 		}
 		if t.Duplicate {
 			view.Error = "duplicate_identity: several agents use this node's certificate"
+		}
+		list = append(list, view)
+	}
+	if s.hop == nil {
+		return list
+	}
+	for _, t := range s.hop.peers.Tunnels() {
+		view := admin.Tunnel{
+			Peer: true, Server: cmp.Or(t.ServerID, t.Server), State: admin.TunnelUp, RemoteAddr: t.Remote, Since: t.Since, NotAfter: t.NotAfter,
+			RTTSeconds: t.RTT.Seconds(), Streams: t.Streams, SentBytes: t.BytesOut, ReceivedBytes: t.BytesIn,
+		}
+		if t.ServerID == "" {
+			view.State = admin.TunnelConnecting
+			if t.State == "waiting" {
+				view.State, view.RetrySeconds = admin.TunnelWaiting, max(0, time.Until(t.RetryAt).Seconds())
+			}
+			if t.LastError != nil {
+				view.Error = t.LastError.Error()
+			}
 		}
 		list = append(list, view)
 	}

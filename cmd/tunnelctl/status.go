@@ -78,6 +78,7 @@ func serverRows(s *admin.ServerStatus) [][2]string {
 		{"listens at", s.Listen},
 		{"intercepts", map[string]string{"all": "connections of the host and of pods", "host": "connections of the host"}[s.Intercept]},
 		{"  ports", list(s.TunneledPorts)},
+		{"peers", strings.Join(s.Peers, ", ")},
 		{"  targets", fmt.Sprintf("%d online, %d offline, %d ambiguous, %d refused",
 			s.Targets.Online, s.Targets.Offline, s.Targets.Ambiguous, s.Targets.Refused)},
 		{"redirects to", list(s.RedirectPorts)},

@@ -60,8 +60,12 @@ func tunnelRows(tunnels []admin.Tunnel, now time.Time) [][]string {
 				remark += ": " + t.Error
 			}
 		}
+		node := t.Node
+		if t.Peer {
+			node = "(peer)"
+		}
 		rows = append(rows, []string{
-			t.Node, t.Server, t.State, t.RemoteAddr, since(now, t.Since), rtt, fmt.Sprint(t.Streams), size(t.SentBytes), size(t.ReceivedBytes), remark,
+			node, t.Server, t.State, t.RemoteAddr, since(now, t.Since), rtt, fmt.Sprint(t.Streams), size(t.SentBytes), size(t.ReceivedBytes), remark,
 		})
 	}
 	return rows

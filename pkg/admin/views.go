@@ -52,11 +52,12 @@ type Certificate struct {
 
 // ServerStatus is what only a server has.
 type ServerStatus struct {
-	Listen        string       `json:"listen"`         // where tunnels come in
-	Intercept     string       `json:"intercept"`      // "all" or "host"
-	NodeAddrs     []netip.Addr `json:"node_addrs"`     // where pods reach the redirect listeners
-	RedirectPorts []uint16     `json:"redirect_ports"` // of the redirect listeners
-	TunneledPorts []uint16     `json:"tunneled_ports"` // that are intercepted on targets
+	Listen        string       `json:"listen"`          // where tunnels come in
+	Intercept     string       `json:"intercept"`       // "all" or "host"
+	NodeAddrs     []netip.Addr `json:"node_addrs"`      // where pods reach the redirect listeners
+	RedirectPorts []uint16     `json:"redirect_ports"`  // of the redirect listeners
+	TunneledPorts []uint16     `json:"tunneled_ports"`  // that are intercepted on targets
+	Peers         []string     `json:"peers,omitempty"` // servers that it can forward to now
 	Targets       TargetCounts `json:"targets"`
 	Hooks         []Hook       `json:"hooks"`
 	Missing       []string     `json:"missing,omitempty"` // kernel features that it does without, a sentence each
@@ -125,7 +126,8 @@ const (
 
 // Tunnel is one mutual-TLS connection between an agent and a server, or an agent's attempt at one.
 type Tunnel struct {
-	Node          string    `json:"node"`
+	Node          string    `json:"node"`             // empty for a peer
+	Peer          bool      `json:"peer,omitempty"`   // it goes from this server to another one
 	Server        string    `json:"server,omitempty"` // its id, or the address that is dialed as long as that is unknown
 	State         string    `json:"state"`            // one of the Tunnel constants
 	LocalAddr     string    `json:"local_addr,omitempty"`

@@ -153,6 +153,17 @@ func (k *Known) Claims() []Claim {
 	return k.claims()
 }
 
+// Names returns the names of all nodes, in no order.
+func (k *Known) Names() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	names := make([]string, 0, len(k.nodes))
+	for node := range k.nodes {
+		names = append(names, node)
+	}
+	return names
+}
+
 func (k *Known) claims() []Claim {
 	claims := make([]Claim, 0, len(k.nodes))
 	for node, addrs := range k.nodes {

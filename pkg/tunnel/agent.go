@@ -110,6 +110,7 @@ type Agent struct {
 	cfg   AgentConfig
 	time  timing
 	total counters
+	peer  bool // it is a server that dials another one, and opens the streams
 
 	wakes, renewals broadcast
 	handlers        atomic.Int64
@@ -243,7 +244,7 @@ func (a *Agent) Renew() {
 func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 	retry, duplicate := a.time.retry, a.time.duplicate
 	var current *agentTunnel
-	if sl.index > 0 && len(a.cfg.Servers) == 1 {
+	if sl.index > 0 && len(a.cfg.Servers) == 1 && !a.peer {
 		rest(ctx, time.Duration(sl.index)*a.time.retry.first/2, nil) // let the first one show how many servers there are
 	}
 	for ctx.Err() == nil {
@@ -417,7 +418,11 @@ func (a *Agent) start(ctx context.Context, t *agentTunnel, wg *sync.WaitGroup) {
 		defer t.sess.endWith(ctx)()
 		end := t.sess.endAt(t.notAfter, errExpired)
 		defer end.Stop()
-		t.sess.run(func() { a.acceptStreams(life, ctx, t, wg) })
+		if a.peer {
+			t.sess.run(nil)
+		} else {
+			t.sess.run(func() { a.acceptStreams(life, ctx, t, wg) })
+		}
 		a.mu.Lock()
 		delete(a.tunnels, t)
 		a.mu.Unlock()
@@ -472,6 +477,8 @@ func (a *Agent) serveStream(life, ctx context.Context, t *agentTunnel, st *Strea
 		return
 	}
 	switch h.Kind {
+	case wire.KindQuery:
+		_ = wire.WriteReply(st, wire.Reply{Status: wire.StatusBadRequest, Message: "not between servers"})
 	case wire.KindNotice:
 		if n, err := wire.ReadNotice(st); err == nil && n.Kind == wire.NoticeDrain {
 			t.sess.log.Info("server is about to stop", "server_id", t.serverID, "closes_in", n.ClosesIn)

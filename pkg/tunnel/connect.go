@@ -86,8 +86,8 @@ func (a *Agent) login(ctx context.Context, sl *slot, conn net.Conn) (*agentTunne
 		return nil, contextError(ctx, fmt.Errorf("TLS handshake: %w", err))
 	}
 	t.state = tc.ConnectionState()
-	if t.state.NegotiatedProtocol != wire.ALPNAgent || len(t.state.PeerCertificates) == 0 {
-		return nil, &Error{reason: "no_protocol", text: "server does not speak " + wire.ALPNAgent}
+	if t.state.NegotiatedProtocol != a.protocol() || len(t.state.PeerCertificates) == 0 {
+		return nil, &Error{reason: "no_protocol", text: "server does not speak " + a.protocol()}
 	}
 	if end := t.state.PeerCertificates[0].NotAfter; t.notAfter.IsZero() || end.Before(t.notAfter) {
 		t.notAfter = end
@@ -112,6 +112,9 @@ func (a *Agent) login(ctx context.Context, sl *slot, conn net.Conn) (*agentTunne
 	if reply.Version < wire.MinVersion || reply.Version > wire.Version {
 		return nil, &Error{reason: "version_unsupported", text: "server chose a version that was not offered"}
 	}
+	if name := t.state.PeerCertificates[0].Subject.CommonName; a.peer && name != reply.ServerID {
+		return nil, &Error{reason: "bad_name", text: fmt.Sprintf("server %s says that it is %s", name, reply.ServerID)}
+	}
 	if !stop() {
 		return nil, ctx.Err()
 	}
@@ -119,8 +122,15 @@ func (a *Agent) login(ctx context.Context, sl *slot, conn net.Conn) (*agentTunne
 	setDefault(&reply.KeepAlive, wire.KeepAlive)
 	set := settings{keepAlive: max(reply.KeepAlive, 10*time.Millisecond), maxStreams: a.cfg.MaxStreams, maxWindow: a.cfg.MaxWindow, budget: a.cfg.Budget}
 	t.serverID, t.servers = reply.ServerID, int(reply.Servers)
-	t.sess = newSession(tc, r, false, set, &a.total, a.cfg.Log.With("server", sl.server, "remote", conn.RemoteAddr().String()))
+	t.sess = newSession(tc, r, a.peer, set, &a.total, a.cfg.Log.With("server", sl.server, "remote", conn.RemoteAddr().String()))
 	return t, nil
+}
+
+func (a *Agent) protocol() string {
+	if a.peer {
+		return wire.ALPNPeer
+	}
+	return wire.ALPNAgent
 }
 
 // contextError prefers the end of ctx as the explanation: it closes the connection, which is all that err tells.

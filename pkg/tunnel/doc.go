@@ -12,8 +12,10 @@
 // An [Agent] keeps one tunnel to each distinct server, for ever. Run returns when its context ends and all of its
 // goroutines have, handlers included.
 //
-// A [Stream] belongs to whoever got it: from Server.Open, or as the argument of Handle on the agent. The owner closes it.
-// When a tunnel dies all of its streams are reset, but still have to be closed; that is how a leak shows in Stats.
+// A [Peers] keeps one connection to each of the other servers, in which this one opens streams. Run returns as an Agent's does.
+//
+// A [Stream] belongs to whoever got it: from Server.Open or Peers.Open, or as the argument of Handle on the agent and Forward
+// on the server. The owner closes it. When a tunnel dies all of its streams are reset, but still have to be closed; that is how a leak shows in Stats.
 //
 // # Layers
 //
@@ -37,7 +39,8 @@
 // Nothing on the wire is outside of yamux's specification, but less of it is used, and both ends hold the other to it; a
 // violation ends the session:
 //
-//   - The server opens all streams, with odd numbers. It is the yamux client on the connection that it accepted.
+//   - The server opens all streams, with odd numbers. It is the yamux client on the connection that it accepted from an agent, or
+//     dialed to another server.
 //   - A data frame carries at most 32 KiB; 16 KiB less its header is what we send, so that it fits one TLS record.
 //   - Either end pings; 16 unanswered pings are a violation, so an answer must not wait behind data.
 //   - Credit, pings and resets may overtake data. FIN does not.

@@ -63,6 +63,7 @@ type node struct {
 // serverTunnel is the server's side of one tunnel.
 type serverTunnel struct {
 	sess     *session
+	reg      *registry // that it is in
 	id       Identity
 	login    wire.Login
 	state    tls.ConnectionState // to be judged again by Recheck

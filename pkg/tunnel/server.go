@@ -58,6 +58,11 @@ type ServerConfig struct {
 	// order for each node; a node that came and went meanwhile may be left out.
 	OnChange func(node string, online bool)
 
+	// Forward, if set, serves a stream of another server, whose header names a node: it opens one with Open, which knows tunnels of
+	// this server only, and joins the two. It runs in a goroutine of its own, and the stream is closed when it returns; ctx ends with
+	// Serve's. Without it other servers are refused.
+	Forward func(ctx context.Context, peer string, s *Stream, h wire.Header)
+
 	// Servers, if set, returns the number of live servers, for agents behind one address; 0: not known.
 	Servers func() int
 
@@ -113,14 +118,18 @@ type Server struct {
 	cfg   ServerConfig
 	tls   *tls.Config
 	gate  *gate
-	reg   *registry
-	total counters
+	reg   *registry // of agents
+	peers *registry // of servers that dialed this one
+	total counters  // of agents'
+	peer  counters  // of servers'
 
 	serving  atomic.Bool
 	draining atomic.Bool // no logins
 	drained  atomic.Bool // no streams, no connections
 
 	accepted, logins, probes atomic.Uint64
+	questions, forwarded     atomic.Uint64 // by peers
+	forwarding               atomic.Int64
 
 	mu        sync.Mutex // guards what follows
 	refused   map[string]uint64
@@ -135,7 +144,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	cfg = cfg.withDefaults()
 	return &Server{
 		cfg: cfg, tls: serverTLS(cfg.TLS),
-		gate: &gate{max: cfg.Limits.MaxPending}, reg: newRegistry(), refused: make(map[string]uint64),
+		gate: &gate{max: cfg.Limits.MaxPending}, reg: newRegistry(), peers: newRegistry(), refused: make(map[string]uint64),
 	}, nil
 }
 
@@ -330,7 +339,7 @@ func (s *Server) authenticate(c *stranger) (*tls.Conn, Identity, error) {
 		return nil, Identity{}, err
 	}
 	state := tc.ConnectionState()
-	if state.NegotiatedProtocol != wire.ALPNAgent {
+	if p := state.NegotiatedProtocol; p != wire.ALPNAgent && (p != wire.ALPNPeer || s.cfg.Forward == nil) {
 		return nil, Identity{}, &Error{reason: protocolReason(state.NegotiatedProtocol), text: "no protocol in common"}
 	}
 	id, err := s.cfg.Authorize(state)
@@ -344,7 +353,7 @@ func (s *Server) authenticate(c *stranger) (*tls.Conn, Identity, error) {
 	return tc, id, nil
 }
 
-// protocolReason is the reason for refusing an application protocol. Peers are not served yet.
+// protocolReason is the reason for refusing an application protocol.
 func protocolReason(offered ...string) string {
 	if slices.Contains(offered, wire.ALPNPeer) {
 		return "peer_protocol"
@@ -401,7 +410,11 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 		}
 		return nil, err
 	}
-	if !s.reg.knock(id.Name) {
+	peer, reg := tc.ConnectionState().NegotiatedProtocol == wire.ALPNPeer, s.reg
+	if peer {
+		reg = s.peers
+	}
+	if !reg.knock(id.Name) {
 		return refuse(wire.LoginOverloaded, 5*time.Second, nil)
 	}
 	version, ok := login.Pick(wire.MinVersion, wire.Version)
@@ -411,7 +424,10 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 	if s.draining.Load() {
 		return refuse(wire.LoginDraining, time.Second, nil)
 	}
-	if s.cfg.OnLogin != nil {
+	if peer && id.Name == s.cfg.ID {
+		return refuse(wire.LoginAlreadyConnected, 0, nil) // one list of peers does for all servers
+	}
+	if s.cfg.OnLogin != nil && !peer {
 		if err := s.cfg.OnLogin(id); err != nil {
 			return refuse(wire.LoginDenied, 0, err)
 		}
@@ -419,10 +435,10 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 	set := settings{keepAlive: s.cfg.KeepAlive, maxStreams: s.cfg.Limits.MaxStreams, maxWindow: s.cfg.Limits.MaxWindow, budget: s.cfg.Limits.Budget}
 	log := s.cfg.Log.With("node", id.Name, "remote", r.RemoteAddr().String())
 	t := &serverTunnel{
-		sess: newSession(tc, r, true, set, &s.total, log), id: id, login: login, state: tc.ConnectionState(), moved: make(chan struct{}),
+		sess: newSession(tc, r, !peer, set, s.counters(peer), log), reg: reg, id: id, login: login, state: tc.ConnectionState(), moved: make(chan struct{}),
 	}
-	t.sess.link.onGoAway = func() { s.reg.retire(t) }
-	status, after, duplicate := s.reg.add(t)
+	t.sess.link.onGoAway = func() { reg.retire(t) }
+	status, after, duplicate := reg.add(t)
 	if duplicate {
 		log.Warn("several agents use one certificate: duplicate_identity", "serial", id.Serial, "instance", hex.EncodeToString(login.Instance[:]))
 	}
@@ -432,7 +448,7 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 	reply.Status, reply.Version = wire.LoginOK, version
 	if err := wire.WriteLoginReply(tc, reply); err != nil {
 		t.sess.kill(linkError(err))
-		s.reg.remove(t)
+		reg.remove(t)
 		return nil, err
 	}
 	_ = r.SetDeadline(time.Time{})
@@ -446,8 +462,12 @@ func (s *Server) runTunnel(ctx context.Context, t *serverTunnel) {
 	defer end.Stop()
 	log := t.sess.log
 	log.Info("tunnel up", "instance", hex.EncodeToString(t.login.Instance[:]), "index", t.login.Index, "software", t.login.Software)
-	t.sess.run(nil)
-	s.reg.remove(t)
+	if t.reg == s.peers {
+		s.servePeer(ctx, t)
+	} else {
+		t.sess.run(nil)
+	}
+	t.reg.remove(t)
 	cause := t.sess.link.cause()
 	log.Info("tunnel down", "reason", reasonOf(cause, "failed"), "err", cause, "after", time.Since(t.sess.since).Round(time.Millisecond))
 }
@@ -488,7 +508,7 @@ func (s *Server) Open(ctx context.Context, node string) (*Stream, error) {
 // or deny file have changed. It returns how many were dropped.
 func (s *Server) Recheck() int {
 	dropped := 0
-	for _, t := range s.reg.all("") {
+	for _, t := range append(s.reg.all(""), s.peers.all("")...) {
 		id, err := s.cfg.Authorize(t.state)
 		if err == nil && id.Name != t.id.Name {
 			err = &Error{reason: "bad_name", text: "certificate names another node now"}
@@ -617,6 +637,10 @@ type ServerStats struct {
 	StreamsClosed uint64 // equal to StreamsOpened when no stream is in use, or one was leaked
 	BytesIn       uint64 // payload from agents
 	BytesOut      uint64
+	Peers         int    // now: servers that are connected to this one
+	Questions     uint64 // of them, as lists of names
+	Forwarded     uint64 // streams of them
+	Forwarding    int    // now
 }
 
 // Stats returns the present numbers.
@@ -625,6 +649,7 @@ func (s *Server) Stats() ServerStats {
 		Accepted: s.accepted.Load(), Pending: s.gate.size(), Probes: s.probes.Load(), Logins: s.logins.Load(),
 		StreamsClosed: s.total.streamsClosed.Load(), StreamsOpened: s.total.streamsOpened.Load(),
 		BytesIn: s.total.bytesIn.Load(), BytesOut: s.total.bytesOut.Load(),
+		Peers: len(s.peers.all("")), Questions: s.questions.Load(), Forwarded: s.forwarded.Load(), Forwarding: int(s.forwarding.Load()),
 	}
 	for _, t := range s.reg.all("") {
 		st.BytesIn += t.sess.link.bytesIn.Load()

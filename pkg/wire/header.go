@@ -15,6 +15,7 @@ type Kind uint8
 const (
 	KindConnect Kind = 1 // one intercepted TCP connection; the other end answers with a Reply
 	KindNotice  Kind = 2 // a Notice follows; no answer
+	KindQuery   Kind = 3 // peer connections only: Names follow, each is answered by Names
 )
 
 // String is the kind in snake_case.
@@ -24,11 +25,13 @@ func (k Kind) String() string {
 		return "connect"
 	case KindNotice:
 		return "notice"
+	case KindQuery:
+		return "query"
 	}
 	return "unknown"
 }
 
-// Header is the first message on every stream. For KindNotice all fields but Kind are empty.
+// Header is the first message on every stream. For KindNotice and KindQuery all fields but Kind are empty.
 type Header struct {
 	Kind  Kind
 	Trace uint64         // random, the same in the records of both ends; shown as 16 hex digits
@@ -46,8 +49,8 @@ const (
 func (h Header) AppendBinary(b []byte) ([]byte, error) {
 	switch h.Kind {
 	case KindConnect:
-	case KindNotice:
-		return appendHead(b, TypeHeader, uint8(KindNotice)), nil
+	case KindNotice, KindQuery:
+		return appendHead(b, TypeHeader, uint8(h.Kind)), nil
 	default:
 		return b, &Error{TypeHeader, UnknownKind}
 	}
@@ -92,7 +95,7 @@ func ReadHeader(r io.Reader) (Header, error) {
 		if h.Dst.Port() == 0 {
 			return Header{}, &Error{TypeHeader, BadAddress}
 		}
-	case KindNotice:
+	case KindNotice, KindQuery:
 	default:
 		return Header{}, &Error{TypeHeader, UnknownKind}
 	}

@@ -21,6 +21,7 @@ const (
 	TypeHeader     Type = 3
 	TypeReply      Type = 4
 	TypeNotice     Type = 5
+	TypeNames      Type = 6
 )
 
 // String names a message type as error texts do.
@@ -36,6 +37,8 @@ func (t Type) String() string {
 		return "stream reply"
 	case TypeNotice:
 		return "notice"
+	case TypeNames:
+		return "list of names"
 	}
 	return "message of unknown type"
 }

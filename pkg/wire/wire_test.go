@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -36,6 +37,7 @@ var readers = map[Type]reader{
 	TypeHeader:     as(ReadHeader),
 	TypeReply:      as(ReadReply),
 	TypeNotice:     as(ReadNotice),
+	TypeNames:      as(ReadNames),
 }
 
 func write1(w io.Writer, m encoding.BinaryAppender) error {
@@ -50,6 +52,8 @@ func write1(w io.Writer, m encoding.BinaryAppender) error {
 		return WriteReply(w, m)
 	case Notice:
 		return WriteNotice(w, m)
+	case Names:
+		return WriteNames(w, m)
 	}
 	panic("no such message")
 }
@@ -74,6 +78,9 @@ var golden = []struct {
 	{"header, IPv6, peer, source unknown", Header{Kind: KindConnect, Trace: 1, Dst: netip.MustParseAddrPort("[2001:db8::5]:22"), Node: "edge-1"},
 		"0301 0034 0000000000000001 20010db8000000000000000000000005 0016 00000000000000000000000000000000 0000 01 06 656467652d31"},
 	{"header, notice", Header{Kind: KindNotice}, "0302 0000"},
+	{"header, query", Header{Kind: KindQuery}, "0303 0000"},
+	{"names", Names{"edge-1", "b"}, "0600 0009 06 656467652d31 01 62"},
+	{"names, none", Names(nil), "0600 0000"},
 	{"reply, ok", Reply{}, "0400 0000"},
 	{"reply, refused", Reply{Status: StatusRefused, Message: "closed"}, "0401 0008 01 06 636c6f736564"},
 	{"notice, drain", Notice{Kind: NoticeDrain, ClosesIn: 2 * time.Second}, "0501 0004 000007d0"},
@@ -203,7 +210,12 @@ func TestMalformed(t *testing.T) {
 		{"rare pings", TypeLoginReply, "0200 000f 0001 0001 00000000 00002711 010173", BadTime},
 		{"drain in a month", TypeNotice, "0501 0004 9fffffff", BadTime},
 		{"kind 0", TypeHeader, "0300 002c" + conn1, UnknownKind},
-		{"kind 3", TypeHeader, "0303 0000", UnknownKind},
+		{"kind 4", TypeHeader, "0304 0000", UnknownKind},
+		{"names with a code", TypeNames, "0601 0000", ReservedBits},
+		{"empty name", TypeNames, "0600 0001 00", BadName},
+		{"name cut off", TypeNames, "0600 0002 0261", TooShort},
+		{"name with a space", TypeNames, "0600 0002 0120", BadName},
+		{"name of 254 bytes", TypeNames, "0600 00ff fe" + strings.Repeat("61", 254), BadName},
 		{"port 0", TypeHeader, "0301 002c 0000000000000001 00000000000000000000ffff0a630005 0000" + zeros16 + "0000", BadAddress},
 		{"half an option", TypeReply, "0400 0001 01", BadOption},
 		{"empty option", TypeReply, "0400 0002 0100", BadOption},
@@ -277,6 +289,9 @@ func TestWillNotEncode(t *testing.T) {
 		{Header{Kind: KindConnect, Dst: dst, Src: zoned}, BadAddress},
 		{Header{Kind: KindConnect, Dst: dst, Node: strings.Repeat("a", MaxName+1)}, BadName},
 		{Header{Kind: KindConnect, Dst: dst, Node: "ä"}, BadName},
+		{Names{""}, BadName},
+		{Names{strings.Repeat("a", MaxName+1)}, BadName},
+		{Names(slices.Repeat([]string{"1234567"}, maxBody/8+1)), TooLong},
 	} {
 		b, err := c.msg.AppendBinary([]byte("before"))
 		var e *Error
@@ -302,6 +317,7 @@ func TestLargestMessagesFit(t *testing.T) {
 		Header{Kind: KindConnect, Trace: 1<<64 - 1, Dst: ap, Src: ap, Node: name},
 		Reply{Status: 255, Message: text},
 		Notice{Kind: 255, ClosesIn: MaxClosesIn, Message: text},
+		Names(slices.Repeat([]string{"1234567"}, maxBody/8)),
 	} {
 		b, err := m.AppendBinary(nil)
 		if err != nil || len(b) > MaxMessage {
@@ -329,6 +345,24 @@ func TestTextIsCleaned(t *testing.T) {
 		p, err := ReadReply(bytes.NewReader(b))
 		if err != nil || p.Message != c.want {
 			t.Errorf("%q came out as %q, %v", c.in, p.Message, err)
+		}
+	}
+}
+
+// Whatever is split fits into messages, and nothing is lost.
+func TestSplitNames(t *testing.T) {
+	for _, size := range []int{1, 7, 100, MaxName} {
+		for _, n := range []int{0, 1, 3, 4, 5, 128, 129, 1000} {
+			var got []string
+			for _, list := range SplitNames(slices.Repeat([]string{strings.Repeat("n", size)}, n)) {
+				if _, err := list.AppendBinary(nil); err != nil || len(list) == 0 {
+					t.Fatalf("%d names of %d bytes: a list of %d, %v", n, size, len(list), err)
+				}
+				got = append(got, list...)
+			}
+			if len(got) != n {
+				t.Errorf("%d names of %d bytes came out as %d", n, size, len(got))
+			}
 		}
 	}
 }
@@ -418,6 +452,7 @@ func FuzzReadLoginReply(f *testing.F) { fuzz(f, TypeLoginReply) }
 func FuzzReadHeader(f *testing.F)     { fuzz(f, TypeHeader) }
 func FuzzReadReply(f *testing.F)      { fuzz(f, TypeReply) }
 func FuzzReadNotice(f *testing.F)     { fuzz(f, TypeNotice) }
+func FuzzReadNames(f *testing.F)      { fuzz(f, TypeNames) }
 
 func TestAllocs(t *testing.T) {
 	h := Header{Kind: KindConnect, Trace: 1, Dst: netip.MustParseAddrPort("10.99.0.5:10250"), Src: netip.MustParseAddrPort("192.0.2.1:40000")}
