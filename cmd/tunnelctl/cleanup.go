@@ -33,3 +33,29 @@ func cleanupCommand(env cli.Env) *cobra.Command {
 	k.flag(cmd)
 	return cmd
 }
+
+func mountCommand(env cli.Env) *cobra.Command {
+	k := kernel{}
+	cmd := command(&cobra.Command{
+		Use:   "mount-bpffs [--bpffs DIR]",
+		Short: "Mount the bpf filesystem where the system has not.",
+		Long: "Pinned programs and maps are what survives a restart of tunnel-server, and they are kept in this filesystem. systemd and most " +
+			"distributions mount it at boot; where it is there, nothing is done, and that is success. What is pinned in it ends with it.",
+		Example: examples(
+			"Before the first start of tunnel-server, if nothing else does it:", "tunnelctl mount-bpffs",
+			"In a privileged container that has the host's file system at /host, with mount propagation:", "tunnelctl mount-bpffs --bpffs /host/sys/fs/bpf"),
+	}, nil, func(context.Context, []string) error {
+		done, err := redirect.MountBPFFS(k.bpffs)
+		if err != nil {
+			return err
+		}
+		if done {
+			fmt.Fprintf(env.Stdout, "mounted a bpf filesystem at %s\n", k.bpffs)
+		} else {
+			fmt.Fprintf(env.Stdout, "%s is a bpf filesystem already\n", k.bpffs)
+		}
+		return nil
+	})
+	k.flag(cmd)
+	return cmd
+}

@@ -31,16 +31,21 @@ func TestWithoutAServer(t *testing.T) {
 		t.Skip("needs root, to mount a bpf filesystem")
 	}
 	bpffs, absent := t.TempDir(), t.TempDir()+"/absent.sock"
-	if err := syscall.Mount("bpf", bpffs, "bpf", 0, ""); err != nil {
-		t.Fatal(err)
+	status, out, errs := called(t, "mount-bpffs", "--bpffs", bpffs)
+	if status != 0 || out != "mounted a bpf filesystem at "+bpffs+"\n" {
+		t.Fatalf("mount-bpffs: %d %s%s", status, out, errs)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(bpffs, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
+	status, out, errs = called(t, "mount-bpffs", "--bpffs", bpffs)
+	if status != 0 || out != bpffs+" is a bpf filesystem already\n" {
+		t.Errorf("mount-bpffs once more: %d %s%s", status, out, errs)
+	}
 
-	status, out, errs := called(t, "cleanup", "--bpffs", bpffs)
+	status, out, errs = called(t, "cleanup", "--bpffs", bpffs)
 	if status != 0 || out != "nothing of edge-tunnel is left in "+bpffs+"\n" {
 		t.Errorf("cleanup of nothing: %d %s%s", status, out, errs)
 	}

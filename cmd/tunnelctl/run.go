@@ -35,7 +35,8 @@ func newRoot(env cli.Env) *cobra.Command {
 		inGroup(groupLook, statusCommand(env)), inGroup(groupLook, targetsCommand(env)),
 		inGroup(groupLook, tunnelsCommand(env)), inGroup(groupLook, connectionsCommand(env)),
 		inGroup(groupAct, pkiCommand(env)), inGroup(groupAct, forgetCommand(env)),
-		inGroup(groupAct, drainCommand(env)), inGroup(groupAct, cleanupCommand(env)),
+		inGroup(groupAct, drainCommand(env)), inGroup(groupAct, mountCommand(env)),
+		inGroup(groupAct, cleanupCommand(env)),
 	)
 	ofSubcommands(root)
 	tameCompletion(root)

@@ -46,6 +46,20 @@ func (p pins) check() error {
 	return nil
 }
 
+// MountBPFFS mounts a bpf filesystem at a folder, unless there is one; done tells whether there was none. In a container the folder has to
+// be the host's, and what is mounted there has to reach the host (mountPropagation: Bidirectional): pins in a filesystem of the container's own would
+// end with it.
+func MountBPFFS(dir string) (done bool, err error) {
+	p := pins{bpffs: dir}
+	if p.check() == nil {
+		return false, nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=0700"); err != nil {
+		return false, fail("mount a bpf filesystem at "+dir, err, "it takes CAP_SYS_ADMIN, a folder that exists, and a kernel with CONFIG_BPF_SYSCALL")
+	}
+	return true, nil
+}
+
 // make creates the folders that are not there.
 func (p pins) make() error {
 	for _, dir := range []string{p.maps(), p.links(), p.staging()} {
