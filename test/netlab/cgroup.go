@@ -29,6 +29,49 @@ func findCgroup2() (string, error) {
 	return "", errors.New("no cgroup2 hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified")
 }
 
+// findCgroup1 finds where the hierarchies of cgroup v1 are mounted; on a system with cgroup2 alone there are none.
+func findCgroup1() ([]string, error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil, err
+	}
+	var roots []string
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup" {
+			roots = append(roots, f[1])
+		}
+	}
+	return roots, nil
+}
+
+// makeCgroup1 makes a folder of that name in every hierarchy of cgroup v1.
+func makeCgroup1(name string) error {
+	roots, err := findCgroup1()
+	for _, root := range roots {
+		dir := filepath.Join(root, name)
+		err = errors.Join(err, os.MkdirAll(dir, 0o755))
+		// A new folder of this controller is empty, and nothing can be put into it until it has these.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if value, readErr := os.ReadFile(filepath.Join(root, file)); readErr == nil {
+				err = errors.Join(err, os.WriteFile(filepath.Join(dir, file), value, 0))
+			}
+		}
+	}
+	return err
+}
+
+// removeCgroup1 removes what makeCgroup1 made, when the processes are dead.
+func removeCgroup1(pattern string) error {
+	roots, err := findCgroup1()
+	for _, root := range roots {
+		dirs, _ := filepath.Glob(filepath.Join(root, pattern)) // the pattern is ours
+		for _, dir := range dirs {
+			err = errors.Join(err, removeTree(dir))
+		}
+	}
+	return err
+}
+
 // removeCgroup kills every process below the folder and removes it with its children.
 func removeCgroup(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
@@ -37,6 +80,11 @@ func removeCgroup(dir string) error {
 		}
 		return fmt.Errorf("kill %s: %w", dir, err)
 	}
+	return removeTree(dir)
+}
+
+// removeTree removes a folder whose processes are dead.
+func removeTree(dir string) error {
 	var dirs []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {

@@ -174,10 +174,11 @@ func sweepOne(dir string) error {
 	if err != nil {
 		return err
 	}
-	errs := make([]error, 0, len(groups)+1)
+	errs := make([]error, 0, len(groups)+2)
 	for _, group := range groups {
 		errs = append(errs, removeCgroup(group))
 	}
+	errs = append(errs, removeCgroup1(filepath.Base(dir)+"-*"))
 	return errors.Join(append(errs, removeFolders(dir))...)
 }
 

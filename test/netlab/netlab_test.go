@@ -445,3 +445,78 @@ func TestSweepAfterDeath(t *testing.T) {
 		t.Errorf("%s or %s is left", dir, cgroup)
 	}
 }
+
+// A host node is the machine but for its cgroup.
+func TestHost(t *testing.T) {
+	ctx := testContext(t)
+	var cgroup string
+	t.Run("lab", func(t *testing.T) {
+		host := New(t).Host("api")
+		cgroup = host.Cgroup()
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		greet(t, l)
+		conn, err := host.Dial(ctx, "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatalf("the machine's loopback: %v", err)
+		}
+		conn.Close()
+		out, err := host.Helper(ctx, "where").Output()
+		if err != nil || !strings.Contains(string(out), "0::/"+filepath.Base(cgroup)+"\n") {
+			t.Errorf("a process of the host is in %q, %v", out, err)
+		}
+	})
+	if exists(cgroup) {
+		t.Errorf("%s is left", cgroup)
+	}
+}
+
+// What a kubelet writes on its node is not seen on the machine, and goes with the lab.
+func TestKubeletNode(t *testing.T) {
+	ctx := testContext(t)
+	const setting = "/proc/sys/vm/overcommit_memory"
+	before, err := os.ReadFile(setting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var folders []string
+	t.Run("lab", func(t *testing.T) {
+		node := New(t).Cloud("cloud-1")
+		root, err := node.Kubelet()
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, err := findCgroup1()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range append(roots, filepath.Dir(node.Cgroup())) {
+			folders = append(folders, filepath.Join(r, root))
+		}
+		for _, f := range folders {
+			if !exists(f) {
+				t.Errorf("%s is missing", f)
+			}
+		}
+		out, err := node.Helper(ctx, "where").Output()
+		if err != nil || !strings.Contains(string(out), "0::"+root+"/system\n") {
+			t.Errorf("a process of the node is in %q, %v", out, err)
+		}
+		if err := errors.Join(node.Overlay("/var/lib"), node.Mask(setting)); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := node.Run("sh", "-c", "echo 7 >"+setting+" && mkdir /var/lib/netlab-test && cat "+setting); err != nil || out != "7" {
+			t.Errorf("on the node: %q, %v", out, err)
+		}
+	})
+	if after, err := os.ReadFile(setting); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("%s of the machine: %q, %v, was %q", setting, after, err, before)
+	}
+	for _, f := range append(folders, "/var/lib/netlab-test") {
+		if exists(f) {
+			t.Errorf("%s is left", f)
+		}
+	}
+}

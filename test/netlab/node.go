@@ -10,10 +10,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/edge-tunnel/edge-tunnel/test/linkemu"
 )
@@ -27,6 +29,7 @@ type Node struct {
 	lab    *Lab
 	dir    string
 	cgroup string
+	within string // folder below cgroup in which its processes start
 	ns     netns.NsHandle
 	link   *netlink.Handle
 	thread *thread
@@ -48,17 +51,9 @@ func (l *Lab) newNode(name string, parent *Node, bpffs bool) (_ *Node, err error
 	if parent != nil {
 		n.cgroup = filepath.Join(parent.cgroup, "kubepods", name)
 	}
-	l.mu.Lock()
-	for _, other := range l.nodes {
-		if other.Name == name {
-			l.mu.Unlock()
-			return nil, fmt.Errorf("there is a node %s already", name)
-		}
+	if err := l.add(n); err != nil {
+		return nil, err
 	}
-	// Known to the lab from here on: whatever exists of it is removed at the end.
-	l.nodes = append(l.nodes, n)
-	l.mu.Unlock()
-
 	if err := errors.Join(os.MkdirAll(l.Dir(), 0o755), fillDir(n.dir, bpffs), os.MkdirAll(n.cgroup, 0o755)); err != nil {
 		return nil, err
 	}
@@ -87,6 +82,44 @@ func (l *Lab) newNode(name string, parent *Node, bpffs bool) (_ *Node, err error
 	return n, n.link.LinkSetUp(lo)
 }
 
+// add makes a node known to the lab: whatever exists of it is removed at the end.
+func (l *Lab) add(n *Node) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, other := range l.nodes {
+		if other.Name == n.Name {
+			return fmt.Errorf("there is a node %s already", n.Name)
+		}
+	}
+	l.nodes = append(l.nodes, n)
+	return nil
+}
+
+// Host makes a node of the machine itself: its network and its files are the machine's, but its processes are in a cgroup folder
+// of their own and end with the lab. It is for programs that a test talks to over the machine's own loopback.
+func (l *Lab) Host(name string) *Node {
+	l.t.Helper()
+	n := &Node{Name: name, lab: l, ns: netns.None(), dir: filepath.Join(l.dir, name)}
+	n.cgroup = filepath.Join(l.root, filepath.Base(l.dir)+"-"+name)
+	if err := l.add(n); err != nil {
+		l.t.Fatalf("%v", err)
+	}
+	err := errors.Join(os.MkdirAll(l.Dir(), 0o755), fillDir(n.dir, false), os.MkdirAll(n.cgroup, 0o755))
+	if err == nil {
+		n.ns, err = netns.Get()
+	}
+	if err == nil {
+		n.link, err = netlink.NewHandleAt(n.ns)
+	}
+	if err == nil {
+		n.thread, err = newThread(func() error { return nil })
+	}
+	if err != nil {
+		l.t.Fatalf("make host node %s: %v", name, err)
+	}
+	return n
+}
+
 // attach joins a network; the first one gives the node its addresses.
 func (n *Node) attach(network *Network, ifname string) error {
 	addrs, err := network.join(n, ifname)
@@ -110,6 +143,47 @@ func (n *Node) Cgroup() string { return n.cgroup }
 // BPFFS is where the node's own bpffs is mounted, for --bpffs: the same path inside and outside of the node. Inside it is also
 // /sys/fs/bpf. Pods and routers have none.
 func (n *Node) BPFFS() string { return filepath.Join(n.dir, "bpf") }
+
+// Kubelet readies the node for a kubelet with the cgroupRoot that it returns. There is such a folder in every hierarchy then, and the
+// node's processes start in a child of it, since cgroup2 hands controllers to the children of folders without processes only.
+func (n *Node) Kubelet() (cgroupRoot string, err error) {
+	name := filepath.Base(n.cgroup)
+	n.within = "system"
+	return "/" + name, errors.Join(os.MkdirAll(filepath.Join(n.cgroup, n.within), 0o755), makeCgroup1(name))
+}
+
+// Overlay lays a folder of the node's own over one of the machine, as the node sees it: what is there can be read, what is written
+// there goes with the lab.
+func (n *Node) Overlay(path string) error {
+	dirs := n.Path("overlays", strings.ReplaceAll(path, "/", "-"))
+	upper, work := filepath.Join(dirs, "upper"), filepath.Join(dirs, "work")
+	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)); err != nil {
+		return err
+	}
+	return n.mount("edge-tunnel", path, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", path, upper, work))
+}
+
+// Mask lays a file of the node's own with the same content over one of the machine, as the node sees it: a setting in /proc, say, that is the
+// whole machine's.
+func (n *Node) Mask(path string) error {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	own := n.Path("masks", strings.ReplaceAll(path, "/", "-"))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(own), 0o755), os.WriteFile(own, content, 0o644)); err != nil {
+		return err
+	}
+	return n.mount(own, path, "", unix.MS_BIND, "")
+}
+
+func (n *Node) mount(source, target, kind string, flags uintptr, data string) (err error) {
+	n.thread.do(func() { err = unix.Mount(source, target, kind, flags, data) })
+	if err != nil {
+		return fmt.Errorf("mount over %s on %s: %w", target, n.Name, err)
+	}
+	return nil
+}
 
 // Path is a path in the node's own folder, the same inside and outside. "run" is its /run.
 func (n *Node) Path(elem ...string) string {
@@ -198,6 +272,9 @@ func (n *Node) close() error {
 	}
 	if exists(n.cgroup) {
 		errs = append(errs, removeCgroup(n.cgroup))
+	}
+	if n.within != "" {
+		errs = append(errs, removeCgroup1(filepath.Base(n.cgroup)))
 	}
 	if n.pods != nil {
 		errs = append(errs, n.pods.close())

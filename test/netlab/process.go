@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -42,7 +43,7 @@ func environment() []string {
 
 // Start starts the program. Its process is in the node's cgroup from its first instruction on.
 func (c *Cmd) Start() error {
-	group, err := os.Open(c.node.cgroup)
+	group, err := os.Open(filepath.Join(c.node.cgroup, c.node.within))
 	if err != nil {
 		return fmt.Errorf("start in %s: %w", c.node.Name, err)
 	}
