@@ -29,7 +29,7 @@ BENCH ?=
 CACHE    := $(or $(EDGE_TUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-tunnel)
 GOLANGCI := $(CACHE)/golangci-lint-$(shell sed -n 's|.*golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/lint/go.mod)
 
-.PHONY: help deps build generate lint test test-kernels fuzz bench demo clean
+.PHONY: help deps build generate kubernetes lint test test-kernels fuzz bench demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -58,7 +58,11 @@ $(GOLANGCI): tools/lint/go.mod
 	@mkdir -p $(CACHE)
 	@go build -C tools/lint -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-test: deps build ## everything, race detector on; needs root
+kubernetes: ## the Kubernetes programs that tests need, into the cache folder (once, five minutes)
+	@go run ./tools/cluster build
+
+# Whoever tests one package waits for that only if a test of it does: tests build what they miss as well.
+test: deps build $(if $(filter ./...,$(PKG)),kubernetes) ## everything, race detector on; needs root
 	@$(RUN) tools/test.sh $(PKG) $(if $(TEST),-run '$(TEST)')
 
 test-kernels: deps build ## the BPF tests and the daemons on older kernels (KERNELS="5.10 6.1 6.12"), emulated
