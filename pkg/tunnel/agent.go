@@ -94,8 +94,10 @@ func defaultTiming() timing {
 	return timing{
 		// Ten seconds: 10,000 agents of a server that is down then dial 2,000 times a second, which costs little, and after a
 		// restart no node is away for half a minute.
-		retry:     pause{first: time.Second, limit: 10 * time.Second},
-		duplicate: pause{first: 4 * time.Second, limit: 5 * time.Minute},
+		retry: pause{first: time.Second, limit: 10 * time.Second},
+		// Each look for a further server costs the one that is found again a handshake, and 10,000 agents of one server look for ever.
+		// Where there are two, every look that finds the same one makes a second half as likely.
+		duplicate: pause{first: 20 * time.Second, limit: 20 * time.Minute, growth: 4},
 		settled:   30 * time.Second,
 		probe:     3 * time.Second,
 		wakeEvery: time.Second,
@@ -112,9 +114,9 @@ type Agent struct {
 	total counters
 	peer  bool // it is a server that dials another one, and opens the streams
 
-	wakes, renewals broadcast
-	handlers        atomic.Int64
-	running         atomic.Bool
+	wakes, renewals, ups broadcast
+	handlers             atomic.Int64
+	running              atomic.Bool
 
 	dials, failures, overloaded atomic.Uint64
 
@@ -129,6 +131,8 @@ type Agent struct {
 //	   └─ failed ─> waiting │
 //	                        └─ drain notice, or certificate near its end: dialing, while the old tunnel goes on; it is
 //	                           retired when the new one is up, or at once if another slot has a tunnel
+//
+// Behind one address a slot that found no further server goes on looking, in growing pauses, while another slot has a tunnel.
 type slot struct {
 	server string
 	index  uint16
@@ -244,10 +248,12 @@ func (a *Agent) Renew() {
 func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 	retry, duplicate := a.time.retry, a.time.duplicate
 	var current *agentTunnel
-	if sl.index > 0 && len(a.cfg.Servers) == 1 && !a.peer {
-		rest(ctx, time.Duration(sl.index)*a.time.retry.first/2, nil) // let the first one show how many servers there are
-	}
+	oneAddress := len(a.cfg.Servers) == 1 && !a.peer
+	searching := oneAddress && sl.index > 0 // for a further server; the first slot shows that there is one
 	for ctx.Err() == nil {
+		if searching {
+			a.awaitTunnel(ctx)
+		}
 		wake := a.wakes.next()
 		renew := a.renewals.next()
 		a.setState(sl, "dialing", nil, 0)
@@ -262,13 +268,15 @@ func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 			}
 			d, insists := a.pauseAfter(err, &retry, &duplicate, current != nil)
 			a.failed(ctx, sl, err, d)
-			if insists {
-				wake = nil // the server said how long; the network has no say in it
+			searching = searching || oneAddress && current == nil && reasonOf(err, "") == wire.LoginAlreadyConnected.String() && a.distinct() > 0
+			if insists || searching {
+				wake = nil // the server said how long, or nobody waits for it; the network has no say in it
 			}
 			rest(ctx, d, wake)
 			continue
 		}
 		duplicate.reset()
+		searching = false
 		a.start(ctx, t, wg)
 		if current != nil {
 			a.retire(current, wg)
@@ -291,6 +299,24 @@ func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 			current = nil
 		}
 		rest(ctx, mrand.N(a.time.retry.first), nil) // many agents got the same notice
+	}
+}
+
+// awaitTunnel lets a slot that looks for a further server wait until there is a tunnel, and some more: with none, it would only dial the
+// same server beside the slot that lost it, and in a storm of 10,000 agents that is half of the work for nothing.
+func (a *Agent) awaitTunnel(ctx context.Context) {
+	for waited := false; ctx.Err() == nil; waited = true {
+		up := a.ups.next()
+		if a.distinct() > 0 {
+			if waited {
+				rest(ctx, mrand.N(a.time.duplicate.first), nil)
+			}
+			return
+		}
+		select {
+		case <-up:
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -350,7 +376,8 @@ func (a *Agent) pauseAfter(err error, retry, duplicate *pause, replacing bool) (
 	if !errors.As(err, &le) {
 		return retry.next(), false
 	}
-	if le.Status == wire.LoginAlreadyConnected && !replacing {
+	// Without any tunnel it is the server that is wrong: it has not noticed yet that another one is dead.
+	if le.Status == wire.LoginAlreadyConnected && !replacing && a.distinct() > 0 {
 		if le.Servers > 0 && le.Servers <= a.distinct() {
 			duplicate.ceiling = duplicate.limit / 2 // no further server to be found, for now
 		}
@@ -411,6 +438,7 @@ func (a *Agent) start(ctx context.Context, t *agentTunnel, wg *sync.WaitGroup) {
 	a.mu.Lock()
 	a.tunnels[t] = struct{}{}
 	a.mu.Unlock()
+	a.ups.send()
 	log := t.sess.log
 	log.Info("tunnel up", "server_id", t.serverID)
 	wg.Go(func() {

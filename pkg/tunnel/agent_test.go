@@ -218,6 +218,40 @@ func TestWakeRedialsAtOnce(t *testing.T) {
 	}
 }
 
+// TestOnlyOneDialsWithoutATunnel counts on nobody looking for a further server before there is a first one.
+func TestOnlyOneDialsWithoutATunnel(t *testing.T) {
+	ca := newPKI(t)
+	s := startServer(t, ca, "cloud-1", nil)
+	var down atomic.Bool
+	down.Store(true)
+	a := startAgent(t, ca, "edge-1", []string{s.addr}, func(c *AgentConfig) {
+		c.Tunnels = 3
+		c.Dial = func(_ context.Context, network, address string) (net.Conn, error) {
+			if down.Load() {
+				return nil, syscall.ECONNREFUSED
+			}
+			return net.Dial(network, address)
+		}
+	})
+	eventually(t, "it tries", func() bool { return a.Stats().Dials >= 5 })
+	if infos := a.Tunnels(); infos[0].LastError == nil || infos[1].LastError != nil || infos[2].LastError != nil {
+		t.Errorf("%+v", infos)
+	}
+	down.Store(false)
+	eventually(t, "the others look", func() bool { return s.Stats().Refused["already_connected"] >= 2 })
+}
+
+// TestNoLongPauseWithoutATunnel is about a server that says "already connected" because it has not noticed yet that the other tunnel is dead.
+func TestNoLongPauseWithoutATunnel(t *testing.T) {
+	ca := newPKI(t)
+	cfg := ca.client(t, "edge-1", time.Hour)
+	a := must(NewAgent(AgentConfig{Servers: []string{"localhost:1"}, Handle: echo, TLS: func(string) *tls.Config { return cfg }}))
+	retry, duplicate := pause{first: time.Millisecond, limit: time.Millisecond}, pause{first: 1000 * time.Hour, limit: 1000 * time.Hour}
+	if d, _ := a.pauseAfter(&LoginError{Status: wire.LoginAlreadyConnected}, &retry, &duplicate, false); d > time.Millisecond {
+		t.Errorf("a pause of %v", d)
+	}
+}
+
 func TestWakeEndsAPause(t *testing.T) {
 	ca := newPKI(t)
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))

@@ -9,15 +9,16 @@ import (
 	"time"
 )
 
-// pause is exponential backoff with full jitter: the n-th pause is anything from nothing to first*2^n, at most limit. Full
+// pause is exponential backoff with full jitter: the n-th pause is anything from nothing to first*growth^n, at most limit. Full
 // jitter spreads 10,000 agents that lost the same server better than any other kind.
 type pause struct {
 	first, limit time.Duration
+	growth       time.Duration // 0: twofold
 	ceiling      time.Duration
 }
 
 func (p *pause) next() time.Duration {
-	p.ceiling = min(max(2*p.ceiling, p.first), p.limit)
+	p.ceiling = min(max(max(p.growth, 2)*p.ceiling, p.first), p.limit)
 	return rand.N(p.ceiling)
 }
 
