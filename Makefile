@@ -22,7 +22,7 @@ TEST     ?=
 KERNELS  ?= 5.10 6.1 6.12
 FUZZTIME ?= 5s
 
-# What "make bench" can be narrowed to: SUITE=datapath, hook or longlink. BENCH=-quick shows that it works and writes nothing.
+# What "make bench" can be narrowed to: SUITE=datapath, hook, longlink or agents. BENCH=-quick shows that it works and writes nothing.
 SUITE ?=
 BENCH ?=
 

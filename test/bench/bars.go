@@ -28,6 +28,14 @@ var (
 	longKeysBar = bar{limit: 1.5}
 )
 
+// The bars of many agents.
+var (
+	agentMemoryBar = bar{limit: 40}  // KiB of the server, each
+	agentCoreBar   = bar{limit: 0.1} // cores of the server for the keepalives of all
+	stormBar       = bar{limit: 20}  // seconds until the last one is back
+	liveBar        = bar{limit: 50}  // milliseconds, 99th percentile beside a storm
+)
+
 // The bars of the hook.
 var (
 	missBar    = bar{limit: 100}  // nanoseconds of a connect() that is nobody's business

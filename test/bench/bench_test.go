@@ -30,6 +30,8 @@ between
 <!-- bench hook: end -->
 <!-- bench longlink: written by make bench -->
 <!-- bench longlink: end -->
+<!-- bench agents: written by make bench -->
+<!-- bench agents: end -->
 after
 `
 
@@ -64,6 +66,7 @@ func TestQuick(t *testing.T) {
 	checkDatapath(t, got.Datapath)
 	checkHook(t, got.Hook)
 	checkLonglink(t, got.Longlink)
+	checkAgents(t, got.Agents)
 	page, err := os.ReadFile(filepath.Join(out, pageFile))
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +144,30 @@ func checkLonglink(t *testing.T, l *longlinkResult) {
 					t.Errorf("%v, %s over %s: %.1f Mbit/s", link, m.Work, path, mbit(s))
 				}
 			}
+		}
+	}
+}
+
+// checkAgents wants every agent back after each storm, at its own address. What a storm took is not judged, but it was measured.
+func checkAgents(t *testing.T, a *agentsResult) {
+	t.Helper()
+	if a.Agents != 200 || len(a.Storms) != 3 || len(a.Visits) != 3 || len(a.Rests) != 2 {
+		t.Fatalf("incomplete: %+v", a)
+	}
+	for i, s := range a.Storms {
+		if a.Visits[i].Ops != a.Agents {
+			t.Errorf("%s: %d nodes were visited, not %d", s.What, a.Visits[i].Ops, a.Agents)
+		}
+		if s.P50 <= 0 || s.P99 < s.P50 || s.Last < s.P99 || s.Dials < uint64(a.Agents) || s.Peak <= 0 {
+			t.Errorf("%+v", s)
+		}
+		if kept := s.Tunnel != nil && s.Beside != nil; kept != (i < 2) || kept && (s.Tunnel.Messages == 0 || s.Tunnel.Connects == 0 || s.Beside.Messages == 0) {
+			t.Errorf("%s: %+v, %+v", s.What, s.Tunnel, s.Beside)
+		}
+	}
+	for _, r := range a.Rests {
+		if r.RSS <= r.Bare || r.Heap <= 0 || r.Routine < float64(a.Agents) {
+			t.Errorf("%+v", r)
 		}
 	}
 }

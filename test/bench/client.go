@@ -53,6 +53,8 @@ func (t task) do() (sample, error) {
 		return t.flow()
 	case keysDown, keysUp:
 		return t.keys()
+	case visits:
+		return t.visit()
 	}
 	return sample{}, fmt.Errorf("no such work: %q", t.Work.Kind)
 }

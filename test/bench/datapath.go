@@ -100,9 +100,17 @@ func (p *path) cpu() (near, far float64, err error) {
 
 // cpuOf reads user and system time of a process; the kernel tells it in hundredths of a second.
 func cpuOf(p *netlab.Process) (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	cpu, err := cpuOfPID(p.PID())
 	if err != nil {
-		return 0, fmt.Errorf("a process of the path is gone: %w; it wrote:\n%s", err, p.Log())
+		return 0, fmt.Errorf("%w; it wrote:\n%s", err, p.Log())
+	}
+	return cpu, nil
+}
+
+func cpuOfPID(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("a process is gone: %w", err)
 	}
 	// The name, in parentheses, may have blanks. utime and stime are fields 14 and 15.
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))

@@ -16,6 +16,8 @@
 //
 // The suite "longlink" puts an emulated link between the two nodes and measures what a long way and losses leave of the speed, and
 // how long a keystroke takes beside a busy transfer.
+// The suite "agents" puts 10,000 simulated agents on one server: what they cost at rest, and what happens when all of them come
+// back at once.
 //
 // Read it in this order:
 //
@@ -26,6 +28,7 @@
 //	client.go, service.go, relay.go, mux.go    the processes, all of them this program again
 //	hook.go        the hook suite; hookprobe.go is its process
 //	longlink.go    the suite of long links; flow.go is its part of the client
+//	agents.go      the suite of many agents; crowd.go makes and watches them, fleet.go and probe.go are its processes
 //	page.go        docs/PERFORMANCE.md; bars.go has the goals
 package main
 
@@ -54,6 +57,8 @@ func roles() netlab.Helpers {
 		"yamux-near": muxNearMain,
 		"yamux-far":  muxFarMain,
 		"hookprobe":  hookProbeMain,
+		"fleet":      fleetMain,
+		"prober":     proberMain,
 	}
 }
 
@@ -109,7 +114,7 @@ func run(ctx context.Context, out, errOut io.Writer, args []string) error {
 	flags.StringVar(&o.out, "out", "", `folder of PERFORMANCE.md and performance.json (default "docs", or with -quick none: printed only)`)
 	flags.BoolVar(&o.quick, "quick", false, "few repetitions: shows that everything works, the numbers mean little")
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds over all paths (default 7, with -quick 1)")
-	flags.StringVar(&o.profile, "profile", "", "write CPU profiles of tunnel-server and tunnel-agent for each work into this folder; measure nothing")
+	flags.StringVar(&o.profile, "profile", "", "write CPU profiles of tunnel-server and tunnel-agent for each work into this folder; measure nothing. With -suite agents: the server's, of each storm and rest, beside measuring")
 	flags.StringVar(&o.only.works, "work", "", "only these works of the data path: connect, ping, down, up; nothing is written")
 	flags.StringVar(&o.only.paths, "path", "", "only these paths: direct, tls, yamux, edge-tunnel; nothing is written")
 	suites := flags.String("suite", strings.Join(suiteNames(), ","), "suites to run")
@@ -131,7 +136,7 @@ func run(ctx context.Context, out, errOut io.Writer, args []string) error {
 	switch whole := o.only == (filter{}); {
 	case !whole && o.out != "":
 		return errors.New("-out needs all works and paths")
-	case whole && o.out == "" && !o.quick:
+	case whole && o.out == "" && !o.quick && o.profile == "":
 		o.out = "docs"
 	}
 	if o.rounds < 1 || flags.NArg() > 0 {
@@ -140,7 +145,7 @@ func run(ctx context.Context, out, errOut io.Writer, args []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the benchmarks make network namespaces and load BPF: run them as root")
 	}
-	if o.profile != "" {
+	if o.profile != "" && !slices.Equal(o.suites, []string{"agents"}) {
 		return profileAll(ctx, o)
 	}
 	return measure(ctx, out, o)

@@ -24,6 +24,9 @@ func (r *report) parts() []part {
 	if r.Longlink != nil {
 		all = append(all, part{"longlink", r.Longlink.text()})
 	}
+	if r.Agents != nil {
+		all = append(all, part{"agents", r.Agents.text()})
+	}
 	return all
 }
 

@@ -222,16 +222,16 @@ func waitReady(ctx context.Context, node *netlab.Node, p *netlab.Process, url st
 	}
 }
 
-// client is the process that does the tasks.
-type client struct {
+// servant is a process of this program that is spoken to in lines of JSON, one question and one answer at a time.
+type servant struct {
 	cmd     *netlab.Cmd
-	tasks   *json.Encoder
-	samples *json.Decoder
+	asks    *json.Encoder
+	answers *json.Decoder
 	in      io.Closer
 }
 
-func startClient(ctx context.Context, node *netlab.Node) (*client, error) {
-	cmd := node.Helper(ctx, "client")
+func startServant(ctx context.Context, node *netlab.Node, role string, args ...string) (*servant, error) {
+	cmd := node.Helper(ctx, role, args...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -244,26 +244,41 @@ func startClient(ctx context.Context, node *netlab.Node) (*client, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	return &client{cmd, json.NewEncoder(in), json.NewDecoder(out), in}, nil
+	return &servant{cmd, json.NewEncoder(in), json.NewDecoder(out), in}, nil
+}
+
+func (s *servant) ask(question, answer any) error {
+	if err := s.asks.Encode(question); err != nil {
+		return err
+	}
+	if err := s.answers.Decode(answer); err != nil {
+		return fmt.Errorf("%s is gone: %w", s.cmd.Args[0], err)
+	}
+	return nil
+}
+
+func (s *servant) stop() {
+	s.in.Close()
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
+// client is the servant that does the tasks.
+type client struct{ *servant }
+
+func startClient(ctx context.Context, node *netlab.Node) (*client, error) {
+	s, err := startServant(ctx, node, "client")
+	return &client{s}, err
 }
 
 // do has a task done. Several at a time are not possible.
 func (c *client) do(t task) (sample, error) {
 	var s sample
-	if err := c.tasks.Encode(t); err != nil {
+	if err := c.ask(t, &s); err != nil {
 		return s, err
-	}
-	if err := c.samples.Decode(&s); err != nil {
-		return s, fmt.Errorf("the client is gone: %w", err)
 	}
 	if s.Error != "" {
 		return s, fmt.Errorf("%s over %s: %s", t.Work, t.Addr, s.Error)
 	}
 	return s, nil
-}
-
-func (c *client) stop() {
-	c.in.Close()
-	_ = c.cmd.Process.Kill()
-	_ = c.cmd.Wait()
 }

@@ -25,6 +25,7 @@ type report struct {
 	Datapath *datapathResult `json:"datapath,omitempty"`
 	Hook     *hookResult     `json:"hook,omitempty"`
 	Longlink *longlinkResult `json:"longlink,omitempty"`
+	Agents   *agentsResult   `json:"agents,omitempty"`
 }
 
 // suites measure one part of the report each.
@@ -42,6 +43,10 @@ var suites = []struct {
 	}},
 	{"longlink", func(ctx context.Context, o options, into *report) (err error) {
 		into.Longlink, err = runLonglink(ctx, o)
+		return err
+	}},
+	{"agents", func(ctx context.Context, o options, into *report) (err error) {
+		into.Agents, err = runAgents(ctx, o)
 		return err
 	}},
 }
@@ -101,6 +106,9 @@ func (r *report) write(dir string) error {
 	}
 	if r.Longlink != nil {
 		all.Longlink = r.Longlink
+	}
+	if r.Agents != nil {
+		all.Agents = r.Agents
 	}
 	content, err := json.MarshalIndent(all, "", " ")
 	if err != nil {

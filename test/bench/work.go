@@ -18,6 +18,7 @@ const (
 	upFor    kind = "up for"   // bytes to it
 	keysDown kind = "keys beside down"
 	keysUp   kind = "keys beside up"
+	visits   kind = "visit" // connect to each of many nodes and be told its name
 )
 
 // work is one row of the tables: something that is measured on every path.
