@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/test/linkemu"
@@ -72,6 +73,14 @@ func longlinks(quick bool) []longlink {
 	return all
 }
 
+func longKinds() []string {
+	var kinds []string
+	for _, k := range []kind{downFor, upFor, keysDown, keysUp} {
+		kinds = append(kinds, string(k))
+	}
+	return kinds
+}
+
 // longRounds is how many rounds there are at most: each takes six minutes, most of it waiting.
 const longRounds = 3
 
@@ -80,6 +89,11 @@ const longRounds = 3
 func runLonglink(ctx context.Context, o options) (*longlinkResult, error) {
 	o.rounds = min(o.rounds, longRounds)
 	result := &longlinkResult{Run: look(ctx, o), Links: longlinks(o.quick)}
+	result.Links = slices.DeleteFunc(result.Links, func(l longlink) bool { return !o.only.longlink(l) })
+	for i := range result.Links {
+		l := &result.Links[i]
+		l.Works = slices.DeleteFunc(l.Works, func(m measured) bool { return !o.only.work(m.Work) })
+	}
 	for round := range o.rounds {
 		for _, l := range result.Links {
 			if err := l.measure(ctx, o, round); err != nil {
@@ -106,6 +120,9 @@ func (l longlink) measure(ctx context.Context, o options, round int) (err error)
 	for _, m := range l.Works {
 		for i := range longPaths {
 			p := paths[longPaths[(round+i)%len(longPaths)]]
+			if !o.only.path(p.name) {
+				continue
+			}
 			if err := ctx.Err(); err != nil {
 				return err
 			}

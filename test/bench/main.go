@@ -87,16 +87,17 @@ type options struct {
 	quick   bool
 	rounds  int
 	profile string // folder for CPU profiles instead of measurements
-	only    filter // of the data path suite
+	only    filter
 	progress
 }
 
-// filter leaves out works and paths, for whoever works on one of them. What it leaves is printed and never written.
-type filter struct{ works, paths string }
+// filter leaves out works, paths and long links, for whoever works on one of them. What it leaves is printed and never written.
+type filter struct{ works, paths, link string }
 
 func (f filter) work(w work) bool {
 	return f.works == "" || strings.Contains(","+f.works+",", ","+string(w.Kind)+",")
 }
+func (f filter) longlink(l longlink) bool { return f.link == "" || f.link == l.String() }
 func (f filter) path(p string) bool {
 	return f.paths == "" || strings.Contains(","+f.paths+",", ","+p+",")
 }
@@ -115,8 +116,9 @@ func run(ctx context.Context, out, errOut io.Writer, args []string) error {
 	flags.BoolVar(&o.quick, "quick", false, "few repetitions: shows that everything works, the numbers mean little")
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds over all paths (default 7, with -quick 1)")
 	flags.StringVar(&o.profile, "profile", "", "write CPU profiles of tunnel-server and tunnel-agent for each work into this folder; measure nothing. With -suite agents: the server's, of each storm and rest, beside measuring")
-	flags.StringVar(&o.only.works, "work", "", "only these works of the data path: connect, ping, down, up; nothing is written")
+	flags.StringVar(&o.only.works, "work", "", "only these works: of the data path connect, ping, down, up; of long links "+strings.Join(longKinds(), ", ")+"; nothing is written")
 	flags.StringVar(&o.only.paths, "path", "", "only these paths: direct, tls, yamux, edge-tunnel; nothing is written")
+	flags.StringVar(&o.only.link, "link", "", "only the long link of this name, as in the tables; nothing is written")
 	suites := flags.String("suite", strings.Join(suiteNames(), ","), "suites to run")
 	if err := flags.Parse(args); err != nil {
 		return err
