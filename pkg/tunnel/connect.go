@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math"
 	"net"
 	"time"
 
@@ -120,7 +121,7 @@ func (a *Agent) login(ctx context.Context, sl *slot, conn net.Conn) (*agentTunne
 	}
 	_ = conn.SetDeadline(time.Time{})
 	setDefault(&reply.KeepAlive, wire.KeepAlive)
-	set := settings{keepAlive: max(reply.KeepAlive, 10*time.Millisecond), maxStreams: a.cfg.MaxStreams, maxWindow: a.cfg.MaxWindow, budget: a.cfg.Budget}
+	set := settings{keepAlive: max(reply.KeepAlive, 10*time.Millisecond), maxStreams: a.cfg.MaxStreams, maxWindow: a.cfg.MaxWindow, budget: a.cfg.Budget, allWindows: math.MaxInt}
 	t.serverID, t.servers = reply.ServerID, int(reply.Servers)
 	t.sess = newSession(tc, r, a.peer, set, &a.total, a.cfg.Log.With("server", sl.server, "remote", conn.RemoteAddr().String()))
 	return t, nil

@@ -43,6 +43,7 @@
 //     dialed to another server.
 //   - A data frame carries at most 32 KiB; 16 KiB less its header is what we send, so that it fits one TLS record.
 //   - Either end pings; 16 unanswered pings are a violation, so an answer must not wait behind data.
+//   - A window update of nothing, behind the data of a stream, says that its sender waits for credit.
 //   - Credit, pings and resets may overtake data. FIN does not.
 //   - A go-away with code 0 says "open no more streams here, those that are open go on". An agent sends it when it has
 //     moved to another tunnel; a server that drains waits for it.

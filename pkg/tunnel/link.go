@@ -17,6 +17,7 @@ type settings struct {
 	maxStreams int           // streams at one time
 	maxWindow  int           // bytes one stream may have on the way to us, at most
 	budget     int           // bytes by which all windows together may exceed initialWindow each
+	allWindows int           // the same for all sessions of this process
 }
 
 const (
@@ -82,8 +83,6 @@ type link struct {
 	busy      bool // data was sent since the last tick
 	trim      bool // the writer shall let go of its buffers
 	rtt       time.Duration
-	rttMin    time.Duration
-	rttMinAt  time.Time
 	lingering []lingering
 	timer     *time.Timer
 	leaving   bool          // we sent a go-away
@@ -173,7 +172,7 @@ func (l *link) remove(s *Stream) {
 		return
 	}
 	delete(l.streams, s.id)
-	l.budget += s.window - initialWindow
+	l.recharge(s, 0)
 	if l.opener && !s.acked {
 		l.acknowledge(s) // or yamux would wait for it for ever
 	}
@@ -250,6 +249,7 @@ func (l *link) tick() {
 	}
 	if !now.Before(l.nextPing) {
 		l.ping(now)
+		l.narrow()
 	}
 	for len(l.lingering) > 0 && !now.Before(l.lingering[0].until) {
 		l.resetLocked(l.lingering[0].stream, net.ErrClosed)

@@ -119,7 +119,7 @@ func tcpPair(t testing.TB) (a, b net.Conn) {
 }
 
 func testSettings() settings {
-	return settings{keepAlive: 10 * time.Second, maxStreams: 4096, maxWindow: 8 << 20, budget: 32 << 20}
+	return settings{keepAlive: 10 * time.Second, maxStreams: 4096, maxWindow: 8 << 20, budget: 32 << 20, allWindows: 512 << 20}
 }
 
 // pair is a session with both of its ends in this process.

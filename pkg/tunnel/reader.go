@@ -133,18 +133,24 @@ func (l *link) receiveHeader(h header) (s *Stream, room []byte, err error) {
 	if s.finSeen && (h.body() > 0 || h.flags&flagFIN != 0) {
 		return nil, nil, violation("more after the end of a stream")
 	}
-	if h.typ == typeWindow && h.length > 0 {
+	switch {
+	case h.typ == typeWindow && h.length > 0:
 		if s.credit+int64(h.length) > 1<<30 {
 			return nil, nil, violation("too much credit")
 		}
 		s.credit += int64(h.length)
+		s.told = false
 		l.queueTurn(s)
+	case h.typ == typeWindow && h.flags == 0:
+		s.blocked = true
+		l.consume(s, 0)
 	}
 	if n := h.body(); n > 0 {
 		if s.received+uint64(n) > s.granted {
 			return nil, nil, violation("data without credit")
 		}
 		s.received += uint64(n)
+		s.blocked = false
 		l.bytesIn.Add(uint64(n))
 		if !s.closed {
 			room = s.in.reserve(&l.chunks, n)
@@ -185,11 +191,7 @@ func (l *link) receivePing(h header) error {
 		return nil
 	}
 	l.pingOpen = false
-	now := time.Now()
-	l.rtt = max(now.Sub(l.pinged), time.Microsecond)
-	if l.rttMin == 0 || l.rtt < l.rttMin || now.Sub(l.rttMinAt) > time.Minute {
-		l.rttMin, l.rttMinAt = l.rtt, now
-	}
+	l.rtt = max(time.Since(l.pinged), time.Microsecond)
 	return nil
 }
 

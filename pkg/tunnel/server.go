@@ -40,6 +40,7 @@ type Limits struct {
 	MaxStreams       int           // open streams per tunnel, default 4096
 	MaxWindow        int           // bytes on the way to us per stream, default 8 MiB, at least 256 KiB
 	Budget           int           // bytes per tunnel, by which its windows may exceed 256 KiB each, default 32 MiB
+	AllWindows       int           // the same for all tunnels together, default 512 MiB
 }
 
 // ServerConfig is what a Server needs.
@@ -84,7 +85,7 @@ func (c ServerConfig) Validate() error {
 	bad(c.Authorize == nil, "Authorize is missing")
 	bad(c.KeepAlive < 0 || c.KeepAlive > wire.KeepAlive, "keep-alive must be between 0 and 10 s")
 	l := c.Limits
-	bad(l.HandshakeTimeout < 0 || l.MaxPending < 0 || l.AcceptRate < 0 || l.MaxStreams < 0 || l.Budget < 0, "limits must not be negative")
+	bad(l.HandshakeTimeout < 0 || l.MaxPending < 0 || l.AcceptRate < 0 || l.MaxStreams < 0 || l.Budget < 0 || l.AllWindows < 0, "limits must not be negative")
 	bad(l.MaxWindow < 0 || l.MaxWindow > 0 && l.MaxWindow < initialWindow || l.MaxWindow > 256<<20, "window must be between 256 KiB and 256 MiB")
 	return errors.Join(errs...)
 }
@@ -97,6 +98,7 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	setDefault(&c.Limits.MaxStreams, 4096)
 	setDefault(&c.Limits.MaxWindow, 8<<20)
 	setDefault(&c.Limits.Budget, 32<<20)
+	setDefault(&c.Limits.AllWindows, 512<<20)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -432,7 +434,7 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 			return refuse(wire.LoginDenied, 0, err)
 		}
 	}
-	set := settings{keepAlive: s.cfg.KeepAlive, maxStreams: s.cfg.Limits.MaxStreams, maxWindow: s.cfg.Limits.MaxWindow, budget: s.cfg.Limits.Budget}
+	set := settings{keepAlive: s.cfg.KeepAlive, maxStreams: s.cfg.Limits.MaxStreams, maxWindow: s.cfg.Limits.MaxWindow, budget: s.cfg.Limits.Budget, allWindows: s.cfg.Limits.AllWindows}
 	log := s.cfg.Log.With("node", id.Name, "remote", r.RemoteAddr().String())
 	t := &serverTunnel{
 		sess: newSession(tc, r, !peer, set, s.counters(peer), log), reg: reg, id: id, login: login, state: tc.ConnectionState(), moved: make(chan struct{}),

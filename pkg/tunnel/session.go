@@ -18,6 +18,7 @@ import (
 type counters struct {
 	streamsOpened, streamsClosed, refusedStreams atomic.Uint64
 	bytesIn, bytesOut                            atomic.Uint64 // of sessions that have ended
+	windows                                      atomic.Int64  // what all streams' windows have beyond the first, see credit.go
 }
 
 // session is one yamux session over one TLS connection. It is made before the login is answered, so that it can be found

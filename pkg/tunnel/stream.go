@@ -40,13 +40,16 @@ type Stream struct {
 	inTurns  bool   // in link.turns
 	nextTurn *Stream
 	credit   int64 // bytes we may send
+	told     bool  // the far end knows that we wait for credit
 
 	in                          inbox
 	received, consumed, granted uint64 // see credit.go
 	ungranted                   uint32 // granted but not sent yet
 	window                      int
-	epoch                       time.Time
-	epochConsumed               uint64
+	extra                       int    // of the budgets
+	blocked                     bool   // the far end waits for credit, and nothing has come since it said so
+	widened                     uint64 // received by when the window may grow again
+	narrowed                    uint64 // consumed when narrow was last called
 }
 
 func newStream(l *link, id uint32) *Stream {
@@ -57,7 +60,6 @@ func newStream(l *link, id uint32) *Stream {
 		credit:   initialWindow,
 		granted:  initialWindow,
 		window:   initialWindow,
-		epoch:    time.Now(),
 	}
 }
 

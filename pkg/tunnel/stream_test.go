@@ -638,6 +638,116 @@ func TestWindowGrowsWithNeed(t *testing.T) {
 	}
 }
 
+// feed lets the next frames of input arrive at a link that scripted made.
+func feed(t *testing.T, l *link, hs ...header) {
+	t.Helper()
+	l.in.src = bytes.NewReader(frames(hs...))
+	for range hs {
+		if err := l.receive(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// useCredit lets everything arrive that stream 1 may receive, and then word that there would be more.
+func useCredit(t *testing.T, l *link, s *Stream) {
+	t.Helper()
+	for s.received < s.granted {
+		feed(t, l, header{typ: typeData, id: 1, length: uint32(min(s.granted-s.received, maxReceive))})
+	}
+	feed(t, l, header{typ: typeWindow, id: 1})
+}
+
+func mustHaveWindow(t *testing.T, s *Stream, window int) {
+	t.Helper()
+	l := s.link
+	if s.window != window {
+		t.Fatalf("the window is %d, want %d", s.window, window)
+	}
+	want := max(window, int(s.granted-s.consumed)) - initialWindow
+	if s.extra != want || l.budget != l.set.budget-want || l.total.windows.Load() != int64(want) {
+		t.Fatalf("%d of the budgets are taken, and %d, %d left of them; want %d", s.extra, l.budget, l.total.windows.Load(), want)
+	}
+}
+
+// A window grows by need and not by time: whatever a window took, it was too small if the far end waits for credit
+// when everything has been read.
+func TestWindowGrowsWhenBothEndsWait(t *testing.T) {
+	l := scripted(frames(), false)
+	feed(t, l, header{typ: typeWindow, flags: flagSYN, id: 1})
+	s := l.streams[1]
+	read := func(n int) { t.Helper(); must(io.ReadFull(s, make([]byte, n))) }
+
+	// The reader is behind: it is what limits. More data shows that the far end had credit meanwhile.
+	useCredit(t, l, s)
+	read(initialWindow - 1)
+	feed(t, l, header{typ: typeData, id: 1, length: 1000})
+	read(1001)
+	mustHaveWindow(t, s, initialWindow)
+
+	// Without word from the far end nothing is known.
+	for s.received < s.granted {
+		n := int(min(s.granted-s.received, maxReceive))
+		feed(t, l, header{typ: typeData, id: 1, length: uint32(n)})
+		read(n)
+		if s.consumed > 4*initialWindow {
+			break
+		}
+	}
+	mustHaveWindow(t, s, initialWindow)
+
+	for _, window := range []int{4 * initialWindow, 16 * initialWindow, 32 * initialWindow} {
+		useCredit(t, l, s)
+		read(int(s.received - s.consumed))
+		mustHaveWindow(t, s, window)
+		feed(t, l, header{typ: typeWindow, id: 1}) // sent before it knew: once is enough
+		mustHaveWindow(t, s, window)
+	}
+	useCredit(t, l, s)
+	read(int(s.received - s.consumed))
+	mustHaveWindow(t, s, l.set.maxWindow)
+
+	// A stream at rest shrinks to the first window; what was granted can still come, and only then the budget has it again.
+	l.mu.Lock()
+	for range 10 {
+		l.narrow()
+	}
+	l.mu.Unlock()
+	mustHaveWindow(t, s, initialWindow)
+	for s.received < s.granted && s.granted-s.consumed > initialWindow {
+		feed(t, l, header{typ: typeData, id: 1, length: maxReceive})
+		read(maxReceive)
+		mustHaveWindow(t, s, initialWindow)
+	}
+	if s.extra != 0 {
+		t.Errorf("%d are still taken", s.extra)
+	}
+}
+
+func TestWindowsStayInsideTheBudgets(t *testing.T) {
+	for name, limit := range map[string]func(*settings){
+		"session": func(s *settings) { s.budget = 2 * initialWindow },
+		"process": func(s *settings) { s.allWindows = 2 * initialWindow },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := scripted(frames(), false)
+			limit(&l.set)
+			l.budget = l.set.budget
+			feed(t, l, header{typ: typeWindow, flags: flagSYN, id: 1})
+			s := l.streams[1]
+			for range 5 {
+				useCredit(t, l, s)
+				must(io.ReadFull(s, make([]byte, s.received-s.consumed)))
+			}
+			mustHaveWindow(t, s, 2*initialWindow)
+			l.fail(errClosed)
+			if l.budget != l.set.budget || l.total.windows.Load() != 0 {
+				t.Errorf("%d and %d left at the end", l.budget, l.total.windows.Load())
+			}
+		})
+	}
+}
+
 // delayed forwards between two connections, each byte d after it arrived.
 func delayed(t *testing.T, a, b net.Conn, d time.Duration) {
 	type piece struct {

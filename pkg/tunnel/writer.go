@@ -71,7 +71,11 @@ func (l *link) queueLazily(h header) {
 
 // queueTurn lets s send what its Write has pending, one frame in a round of all streams. Needs mu.
 func (l *link) queueTurn(s *Stream) {
-	if len(s.pending) == 0 || s.credit == 0 || s.inTurns {
+	if len(s.pending) == 0 || s.inTurns {
+		return
+	}
+	if s.credit == 0 {
+		l.tellBlocked(s)
 		return
 	}
 	s.inTurns = true
@@ -106,9 +110,21 @@ func (l *link) fill() (filled bool) {
 		case s.credit > 0:
 			s.inTurns = true
 			l.turns.push(s)
+		default:
+			l.tellBlocked(s)
 		}
 	}
 	return filled
+}
+
+// tellBlocked tells the far end, behind what was sent, that there would be more of s if it had credit. Needs mu.
+func (l *link) tellBlocked(s *Stream) {
+	if s.told || s.ending || l.streams[s.id] != s {
+		return
+	}
+	s.told = true
+	l.data = header{typ: typeWindow, id: s.id}.appendTo(l.data)
+	notify(l.wake)
 }
 
 // turns is a queue of streams. A stream is in it once at most, see Stream.inTurns.
