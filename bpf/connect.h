@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "addr.h"
+#include "filter.h"
 #include "maps.h"
 #include "verdict.h"
 
@@ -106,10 +107,10 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, int family)
 	if (!cfg)
 		return PROCEED;
 
-	/* What most connections of a node pay is this one lookup. They may leave an armed record behind them: it is handed over by a
-	 * connection to its redirect address only, and those pass here. */
+	/* What most connections of a node pay is the one load of the filter. They may leave an armed record behind them: it is handed over
+	 * by a connection to its redirect address only, and those pass here. */
 	struct port_key port = { .port = dst.port };
-	tunneled = bpf_map_lookup_elem(&ports, &port) != 0;
+	tunneled = may_be_target(dst.addr) && bpf_map_lookup_elem(&ports, &port);
 	if (!tunneled && !is_redirect_port(cfg, dst.port)) {
 		COUNT(missed);
 		return PROCEED;

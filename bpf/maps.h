@@ -38,6 +38,14 @@ struct {
 	__type(value, struct target_node);
 } target_nodes SEC(".maps");
 
+/* See filter.h. It fits the size of targets: the smaller, the fewer cache misses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 512);
+	__type(key, __u32);
+	__type(value, __u64);
+} target_filter SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
@@ -90,6 +98,8 @@ struct {
 /* Constants that the loader sets from what the kernel can do; the verifier removes what they switch off. */
 const volatile __u8 have_set_retval = 0;     /* bpf_set_retval(), 5.18 */
 const volatile __u8 have_sock_ops_netns = 0; /* bpf_get_netns_cookie() in sock_ops, 5.15 */
+
+const volatile __u8 filter_bits = 15; /* logarithm of the number of bits in target_filter */
 
 /* For the loader to read. */
 const volatile __u16 layout = LAYOUT;

@@ -67,14 +67,23 @@ func (k *Kernel) Canary(ctx context.Context) CanaryResult {
 		return CanaryResult{IPv4: err, IPv6: err}
 	}
 	var result CanaryResult
+	dst := canaryAddrs()
 	for _, host := range k.HostAddrs() {
 		if host.Is4() {
-			result.IPv4 = k.testFamily(ctx, "IPv4", netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), ports[0]))
+			result.IPv4 = k.testFamily(ctx, "IPv4", netip.AddrPortFrom(dst[0], ports[0]))
 		} else {
-			result.IPv6 = k.testFamily(ctx, "IPv6", netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: 1}), ports[0]))
+			result.IPv6 = k.testFamily(ctx, "IPv6", netip.AddrPortFrom(dst[1], ports[0]))
 		}
 	}
 	return result
+}
+
+// canaryAddrs are where the canary connects to over IPv4 and over IPv6.
+func canaryAddrs() [2]netip.Addr {
+	return [2]netip.Addr{
+		netip.AddrFrom4([4]byte{192, 0, 2, 1}),
+		netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: 1}),
+	}
 }
 
 func (k *Kernel) testFamily(ctx context.Context, family string, dst netip.AddrPort) error {

@@ -24,12 +24,15 @@ func (k *Kernel) growFor(n int) error {
 	}
 
 	spec := k.spec.Copy()
-	sizeTargets(spec, nil, uint32(size))
+	if err := sizeTargets(spec, nil, uint32(size)); err != nil {
+		return err
+	}
+	replaced := append([]string{kernelMapTargetFilter}, targetMaps...)
 	readers := readersOfTargets(spec)
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(readers, name) })
 	shared := map[string]*ebpf.Map{}
 	for name := range mapSet(k.maps).names(spec) {
-		if !slices.Contains(targetMaps, name) {
+		if !slices.Contains(replaced, name) {
 			shared[name] = k.maps[name]
 		}
 	}
@@ -45,6 +48,10 @@ func (k *Kernel) growFor(n int) error {
 	if _, err := writeEach(loaded.Maps[kernelMapTargets], list, Target.state); err != nil {
 		return err
 	}
+	filter, err := writeFilter(loaded.Maps[kernelMapTargetFilter], nil, maps.Keys(k.targets))
+	if err != nil {
+		return err
+	}
 	if err := k.swap(readers, loaded.Programs); err != nil {
 		return err
 	}
@@ -53,8 +60,9 @@ func (k *Kernel) growFor(n int) error {
 		k.programs[name] = loaded.DetachProgram(name)
 	}
 	k.log.Info("Replaced the target map by a larger one", "from", old.MaxEntries(), "to", size)
+	k.filter = filter
 	var all []error
-	for _, name := range targetMaps {
+	for _, name := range replaced {
 		_ = k.maps[name].Close()
 		k.maps[name] = loaded.DetachMap(name)
 		if len(k.links) == 0 {

@@ -165,6 +165,7 @@ const (
 	kernelMapPending          = "pending"
 	kernelMapPorts            = "ports"
 	kernelMapSockets          = "sockets"
+	kernelMapTargetFilter     = "target_filter"
 	kernelMapTargetNodes      = "target_nodes"
 	kernelMapTargets          = "targets"
 	kernelProgBind4           = "bind4"
@@ -174,6 +175,7 @@ const (
 	kernelProgGetpeername4    = "getpeername4"
 	kernelProgGetpeername6    = "getpeername6"
 	kernelProgSockOps         = "sock_ops"
+	kernelVarFilterBits       = "filter_bits"
 	kernelVarHaveSetRetval    = "have_set_retval"
 	kernelVarHaveSockOpsNetns = "have_sock_ops_netns"
 	kernelVarLayout           = "layout"
@@ -243,6 +245,7 @@ type kernelMapSpecs struct {
 	Pending       *ebpf.MapSpec `ebpf:"pending"`
 	Ports         *ebpf.MapSpec `ebpf:"ports"`
 	Sockets       *ebpf.MapSpec `ebpf:"sockets"`
+	TargetFilter  *ebpf.MapSpec `ebpf:"target_filter"`
 	TargetNodes   *ebpf.MapSpec `ebpf:"target_nodes"`
 	Targets       *ebpf.MapSpec `ebpf:"targets"`
 }
@@ -251,6 +254,7 @@ type kernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelVariableSpecs struct {
+	FilterBits       *ebpf.VariableSpec `ebpf:"filter_bits"`
 	HaveSetRetval    *ebpf.VariableSpec `ebpf:"have_set_retval"`
 	HaveSockOpsNetns *ebpf.VariableSpec `ebpf:"have_sock_ops_netns"`
 	Layout           *ebpf.VariableSpec `ebpf:"layout"`
@@ -285,6 +289,7 @@ type kernelMaps struct {
 	Pending       *ebpf.Map `ebpf:"pending"`
 	Ports         *ebpf.Map `ebpf:"ports"`
 	Sockets       *ebpf.Map `ebpf:"sockets"`
+	TargetFilter  *ebpf.Map `ebpf:"target_filter"`
 	TargetNodes   *ebpf.Map `ebpf:"target_nodes"`
 	Targets       *ebpf.Map `ebpf:"targets"`
 }
@@ -300,6 +305,7 @@ func (m *kernelMaps) Close() error {
 		m.Pending,
 		m.Ports,
 		m.Sockets,
+		m.TargetFilter,
 		m.TargetNodes,
 		m.Targets,
 	)
@@ -309,6 +315,7 @@ func (m *kernelMaps) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelVariables struct {
+	FilterBits       *ebpf.Variable `ebpf:"filter_bits"`
 	HaveSetRetval    *ebpf.Variable `ebpf:"have_set_retval"`
 	HaveSockOpsNetns *ebpf.Variable `ebpf:"have_sock_ops_netns"`
 	Layout           *ebpf.Variable `ebpf:"layout"`

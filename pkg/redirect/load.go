@@ -42,7 +42,9 @@ func (k *Kernel) load() error {
 	if err != nil {
 		return err
 	}
-	sizeTargets(spec, pinned, uint32(k.opts.Capacity))
+	if err := sizeTargets(spec, pinned, uint32(k.opts.Capacity)); err != nil {
+		return err
+	}
 	sameLayout, err := k.sameLayout(pinned)
 	if err != nil {
 		return err
@@ -59,6 +61,9 @@ func (k *Kernel) load() error {
 			reused[name] = m
 		}
 	}
+	if reused[kernelMapTargets] == nil {
+		delete(reused, kernelMapTargetFilter) // until Attach the former programs look for their targets behind it
+	}
 	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: reused})
 	if err != nil {
 		return explain("load the programs", err)
@@ -70,7 +75,7 @@ func (k *Kernel) load() error {
 			continue
 		}
 		k.unpinned[name] = true
-		if old := pinned[name]; old != nil && sameLayout {
+		if old := pinned[name]; old != nil && sameLayout && name != kernelMapTargetFilter {
 			if err := carryOver(old, k.maps[name]); err != nil {
 				return fail("carry over the contents of "+name, err, "")
 			}
@@ -92,8 +97,8 @@ func (k *Kernel) load() error {
 // targetMaps have the same keys, and the same size.
 var targetMaps = []string{kernelMapTargets, kernelMapTargetNodes}
 
-// sizeTargets makes both as large as the larger of those that are there.
-func sizeTargets(spec *ebpf.CollectionSpec, pinned mapSet, size uint32) {
+// sizeTargets makes both as large as the larger of those that are there, and the filter accordingly.
+func sizeTargets(spec *ebpf.CollectionSpec, pinned mapSet, size uint32) error {
 	for _, name := range targetMaps {
 		if m := pinned[name]; m != nil {
 			size = max(size, m.MaxEntries())
@@ -102,6 +107,7 @@ func sizeTargets(spec *ebpf.CollectionSpec, pinned mapSet, size uint32) {
 	for _, name := range targetMaps {
 		spec.Maps[name].MaxEntries = size
 	}
+	return sizeFilter(spec)
 }
 
 // sizeLRU makes room in the maps that evict: before 6.16 each CPU takes 128 free entries for itself, and where nothing is left for a CPU it

@@ -129,6 +129,11 @@ func (k *Kernel) SetTargets(list []Target) error {
 	if err := k.growFor(len(want)); err != nil {
 		return err
 	}
+	// Before the targets themselves. Those that are gone are out of their map already.
+	var err error
+	if k.filter, err = writeFilter(k.maps[kernelMapTargetFilter], k.filter, maps.Keys(want)); err != nil {
+		return err
+	}
 	return k.putTargets(changed)
 }
 
@@ -249,6 +254,9 @@ func (k *Kernel) readContents() error {
 		k.targets[t.Addr] = t
 	}
 	if err := k.dropNames(); err != nil {
+		return err
+	}
+	if k.filter, err = writeFilter(k.maps[kernelMapTargetFilter], nil, maps.Keys(k.targets)); err != nil {
 		return err
 	}
 	ports, err := readPorts(k.maps[kernelMapPorts])
