@@ -39,8 +39,28 @@ var (
 // The bars of the hook.
 var (
 	missBar    = bar{limit: 100}  // nanoseconds of a connect() that is nobody's business
+	warmBar    = bar{limit: 700}  // of one to a target, where the targets are few
+	hitBar     = bar{limit: 1200} // and where they are 65,536
+	sockOpsBar = bar{limit: 10}   // of a call for sockets that are not ours
 	refusalBar = bar{limit: 1000} // microseconds, 99th percentile
+	fillBar    = bar{limit: 200}  // milliseconds until 65,536 targets are in the map
+	changeBar  = bar{limit: 1}    // milliseconds until one change is
 )
+
+// bar is the goal of a row, if it has one.
+func (p programCost) bar() (bar, bool) {
+	switch {
+	case p.Miss:
+		return missBar, true
+	case p.Case == notTunneled:
+		return sockOpsBar, true
+	case p.Case == hitCase && p.Program != "sock_ops" && p.Targets <= 1000:
+		return warmBar, true
+	case p.Case == hitCase && p.Program != "sock_ops" && p.Targets == maxTargets:
+		return hitBar, true
+	}
+	return bar{}, false
+}
 
 func (b bar) text() string {
 	if b.atLeast {

@@ -44,10 +44,12 @@ type refusal struct {
 	P99 spread `json:"p99_us"`
 }
 
-// update is how long it takes to put targets into an empty map.
+// update is how long it takes to put targets into an empty map, and then to change one.
 type update struct {
 	Targets int     `json:"targets"`
 	Millis  float64 `json:"ms"`
+	State   spread  `json:"state_ms"`   // its tunnel comes or goes
+	Address spread  `json:"address_ms"` // its address comes or goes: the whole list is handed over
 }
 
 // probing is what the probe is told, as JSON.

@@ -28,6 +28,13 @@ const (
 	hookPort  = 10250
 )
 
+// Cases that have bars of their own, and the largest number of targets.
+const (
+	notTunneled = "miss: port not tunneled"
+	hitCase     = "hit"
+	maxTargets  = 65536
+)
+
 // probe runs in a node of its own and is its only process. Everything happens on one thread, with plain system calls, so
 // that neither a scheduler nor a poller is measured.
 type probe struct {
@@ -201,24 +208,24 @@ func (p *probe) cases() []probeCase {
 		return func() netip.AddrPort { return netip.AddrPortFrom(addr(rand.IntN(n)), hookPort) }
 	}
 	all := []probeCase{
-		{program: "connect4", name: "miss: port not tunneled", miss: true, targets: 10, addr: edge4, counted: missed, also: "sock_ops",
+		{program: "connect4", name: notTunneled, miss: true, targets: 10, addr: edge4, counted: missed, also: "sock_ops",
 			dst: func() netip.AddrPort { return loopback4(plainPort) }},
-		{program: "connect6", name: "miss: port not tunneled", miss: true, targets: 10, addr: edge6, counted: missed,
+		{program: "connect6", name: notTunneled, miss: true, targets: 10, addr: edge6, counted: missed,
 			dst: func() netip.AddrPort { return netip.AddrPortFrom(netip.IPv6Loopback(), plainPort) }},
 	}
-	for _, n := range []int{10, 100, 1000, 10000, 65536} {
+	for _, n := range []int{10, 100, 1000, 10000, maxTargets} {
 		all = append(all,
 			probeCase{program: "connect4", name: "miss: one address, no target", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1)},
 			probeCase{program: "connect4", name: "miss: random addresses, no targets", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1<<16)},
-			probeCase{program: "connect4", name: "hit", targets: n, addr: edge4, counted: hit4, dst: among(edge4, n), also: "sock_ops"})
+			probeCase{program: "connect4", name: hitCase, targets: n, addr: edge4, counted: hit4, dst: among(edge4, n), also: "sock_ops"})
 	}
 	return append(all,
 		probeCase{program: "connect4", name: "refused: offline", targets: 1000, addr: edge4, state: redirect.Offline, counted: offline,
 			dst: among(edge4, 1000), fails: unix.EHOSTUNREACH},
 		probeCase{program: "connect6", name: "miss: one address, no target", miss: true, targets: 10, addr: edge6, counted: missed,
 			dst: func() netip.AddrPort { return netip.AddrPortFrom(netip.IPv6Loopback(), hookPort) }},
-		probeCase{program: "connect6", name: "hit", targets: 10, addr: edge6, counted: hit6, dst: among(edge6, 10)},
-		probeCase{program: "connect6", name: "hit", targets: 65536, addr: edge6, counted: hit6, dst: among(edge6, 65536)},
+		probeCase{program: "connect6", name: hitCase, targets: 10, addr: edge6, counted: hit6, dst: among(edge6, 10)},
+		probeCase{program: "connect6", name: hitCase, targets: maxTargets, addr: edge6, counted: hit6, dst: among(edge6, maxTargets)},
 		probeCase{program: "bind4", name: "another port", targets: 10, addr: edge4, call: bindSomewhere},
 		probeCase{program: "getpeername4", name: "unrelated socket", targets: 10, addr: edge4, call: p.peerName(loopback4(plainPort))},
 		probeCase{program: "getpeername4", name: "redirected socket", targets: 10, addr: edge4, counted: names,
@@ -235,8 +242,13 @@ func (p *probe) measureCase(c probeCase, empty *empties) error {
 	if err != nil {
 		return err
 	}
-	if c.program == "connect4" && c.name == "hit" {
-		p.result.Updates = append(p.result.Updates, update{c.targets, float64(took.Microseconds()) / 1e3})
+	if c.program == "connect4" && c.name == hitCase {
+		u, err := p.measureChanges(c.addr)
+		if err != nil {
+			return err
+		}
+		u.Targets, u.Millis = c.targets, micros(took)/1e3
+		p.result.Updates = append(p.result.Updates, u)
 	}
 	programs, err := p.programs(empty) // again for each case: a map that grows has its programs loaded anew
 	if err != nil {
@@ -311,6 +323,25 @@ func (p *probe) setTargets(addr func(int) netip.Addr, n int, state redirect.Stat
 	begin := time.Now()
 	err := p.kernel.SetTargets(list)
 	return time.Since(begin), err
+}
+
+// measureChanges changes one of the targets that are in force, and changes it back, in each round.
+func (p *probe) measureChanges(addr func(int) netip.Addr) (u update, err error) {
+	list := p.kernel.Targets()
+	var states, addresses []float64
+	timed := func(into *[]float64, change func() error) {
+		begin := time.Now()
+		err = errors.Join(err, change())
+		*into = append(*into, micros(time.Since(begin))/1e3)
+	}
+	for range p.Rounds {
+		for _, state := range []redirect.State{redirect.Offline, redirect.Online} {
+			timed(&states, func() error { return p.kernel.SetState([]netip.Addr{addr(0)}, state) })
+		}
+		timed(&addresses, func() error { return p.kernel.SetTargets(list[1:]) })
+		timed(&addresses, func() error { return p.kernel.SetTargets(list) })
+	}
+	return update{State: spreadOf(states), Address: spreadOf(addresses)}, err
 }
 
 func loopback4(port uint16) netip.AddrPort {

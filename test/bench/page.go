@@ -168,11 +168,11 @@ func (d *datapathResult) cpu() string {
 }
 
 func (h *hookResult) text() string {
-	programs := table{{"program", "case", "targets", "ns a call (range)", "ours", "empty", "calls each", "bar: miss ≤ 100 ns"}}
+	programs := table{{"program", "case", "targets", "ns a call (range)", "ours", "empty", "calls each", "bar"}}
 	for _, p := range h.Programs {
 		verdict := ""
-		if p.Miss {
-			verdict = missBar.judge([]float64{p.Net.Median})
+		if b, ok := p.bar(); ok {
+			verdict = "≤ " + number(b.limit, 0) + ": " + b.judge([]float64{p.Net.Median})
 		}
 		programs = append(programs, []string{p.Program, p.Case, number(float64(p.Targets), 0), p.Net.text(0), number(p.Ours.Median, 0), number(p.Empty.Median, 0),
 			number(p.Calls, 1), verdict})
@@ -185,7 +185,15 @@ func (h *hookResult) text() string {
 		{"connect() to an offline node fails with EHOSTUNREACH after, p50", h.Refusal.P50.text(1) + " µs", ""},
 		{"the same, p99", h.Refusal.P99.text(1) + " µs", "≤ 1,000 µs: " + refusalBar.judge([]float64{h.Refusal.P99.Median})}}
 	for _, u := range h.Updates {
-		rest = append(rest, []string{"put targets into an empty map: " + number(float64(u.Targets), 0), number(u.Millis, 2) + " ms", ""})
+		judge := func(b bar, millis float64) string {
+			if u.Targets != maxTargets || millis == 0 {
+				return ""
+			}
+			return "≤ " + number(b.limit, 0) + " ms: " + b.judge([]float64{millis})
+		}
+		rest = append(rest, []string{"put targets into an empty map: " + number(float64(u.Targets), 0), number(u.Millis, 2) + " ms", judge(fillBar, u.Millis)},
+			[]string{"one of them goes offline or online", u.State.text(3) + " ms", judge(changeBar, u.State.Median)},
+			[]string{"one of them goes or comes", u.Address.text(2) + " ms", judge(changeBar, u.Address.Median)})
 	}
 	return h.Run.text() + programs.String() +
 		"\nSocket, connect and close of a loopback connection that is nobody's business, statistics off, median of a round\n\n" + connects.String() +
