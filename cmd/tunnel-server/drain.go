@@ -29,7 +29,9 @@ func (s *server) drain(ctx context.Context, log *slog.Logger, closeFront, closeK
 	bound, cancel = context.WithTimeout(ctx, s.options.drainTimeout)
 	defer cancel()
 	reset := s.conns.Drain(bound)
-	s.tunnels.WaitForwarded(bound)
+	if s.hop != nil {
+		reset += s.hop.drain(bound)
+	}
 	log.Info("stopped", "reset", reset)
 	return err
 }

@@ -51,13 +51,16 @@ func (s *server) metrics() []admin.Metric {
 	list = append(list, byNode(conns.Nodes)...)
 	if s.hop != nil {
 		elsewhere, rounds := s.hop.owners.elsewhere()
+		forwarded := s.hop.book.Stats()
 		list = append(list,
 			admin.Gauge("edge_tunnel_peers", "Other servers that this one can forward to.", len(s.hop.peers.Live())),
 			admin.Gauge("edge_tunnel_peer_nodes", "Nodes without a tunnel here that another server has one of.", elsewhere),
 			admin.Counter("edge_tunnel_peer_rounds_total", "Times that other servers were asked for nodes without a tunnel here.", rounds),
 			admin.Counter("edge_tunnel_peer_questions_total", "Lists of nodes that other servers have asked about.", tun.Questions),
-			admin.Counter("edge_tunnel_peer_streams_total", "Streams of other servers that were forwarded or refused.", tun.Forwarded),
-			admin.Gauge("edge_tunnel_peer_streams", "Of these, those that are open.", tun.Forwarding),
+			admin.Counter("edge_tunnel_peer_streams_total", "Streams of other servers for connections to nodes with a tunnel here.", forwarded.Begun),
+			admin.Gauge("edge_tunnel_peer_streams", "Of these, those that are open.", forwarded.Open),
+			admin.CounterBy("edge_tunnel_peer_streams_ended_total", "Of these, those that have ended, by reason.", "reason", forwarded.Ended),
+			admin.Counter("edge_tunnel_peer_streams_overflowed_total", "Streams of other servers refused because too many were open.", forwarded.Overflowed),
 		)
 	}
 	if counters, err := s.kernel.Stats(); err == nil {

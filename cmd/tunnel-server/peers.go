@@ -10,13 +10,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
+	"github.com/edge-tunnel/edge-tunnel/pkg/relay/ledger"
 	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
@@ -46,10 +46,18 @@ func peersOf(ids *identity.Store, software string, bypass func(string, string, s
 type hop struct {
 	peers   *tunnel.Peers
 	owners  *owners
-	tunnels *tunnel.Server
+	tunnels *tunnel.Server // set before it serves
 	log     *slog.Logger
 	relayer relay.Relayer
-	open    atomic.Int64 // streams of peers
+	book    *ledger.Book[struct{}] // streams of peers
+}
+
+func newHop(peers *tunnel.Peers, owners *owners, log *slog.Logger) *hop {
+	reasons := ledger.RelayReasons()
+	for _, s := range []wire.Status{wire.StatusNotOwner, wire.StatusNoTunnel, wire.StatusDraining, wire.StatusOverloaded} {
+		reasons = append(reasons, s.String())
+	}
+	return &hop{peers: peers, owners: owners, log: log, book: ledger.New[struct{}](maxForwarded, reasons...)}
 }
 
 // hopStream remembers by which server a stream goes.
@@ -84,29 +92,45 @@ func (h *hop) via(ctx context.Context, node string, header wire.Header, none err
 
 // forward joins a stream of a peer with one to the agent. It knows tunnels of this server only, so no stream is forwarded twice.
 func (h *hop) forward(ctx context.Context, peer string, stream *tunnel.Stream, header wire.Header) {
-	if h.open.Add(1) > maxForwarded {
-		h.open.Add(-1)
-		refuse(ctx, stream, wire.Reply{Status: wire.StatusOverloaded, Message: "the server forwards as many streams as it may"})
+	began := time.Now()
+	entry, ok := h.book.Begin(began)
+	if !ok {
+		status := wire.StatusOverloaded
+		if h.book.Closed() {
+			status = wire.StatusDraining
+		}
+		refuse(ctx, stream, wire.Reply{Status: status, Message: "the server forwards no more streams"})
 		return
 	}
-	defer h.open.Add(-1)
+	reason := string(relay.Canceled)
+	defer func() { entry.End(reason) }()
 	bound, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	agent, err := h.tunnels.Open(bound, header.Node)
 	if err != nil {
-		refuse(ctx, stream, wire.Reply{Status: statusOf(err), Message: err.Error()})
+		status := statusOf(err)
+		reason = status.String()
+		refuse(ctx, stream, wire.Reply{Status: status, Message: err.Error()})
 		return
 	}
 	node := header.Node
 	header.Node = ""
 	if err := intercept.WriteHeader(bound, agent, header); err != nil {
 		_ = stream.Reset() // the agent may have got it
+		reason = string(relay.RemoteError)
 		return
 	}
-	began := time.Now()
 	r := h.relayer.Relay(ctx, stream, agent)
+	reason, _ = ledger.Ended(r)
 	h.log.Info("forwarded", "trace", fmt.Sprintf("%016x", header.Trace), "peer", peer, "node", node, "dst", header.Dst.String(),
-		"sent", r.Sent, "received", r.Received, "duration", time.Since(began), "reason", string(r.Reason))
+		"sent", r.Sent, "received", r.Received, "duration", time.Since(began), "reason", reason)
+}
+
+// drain lets the streams of peers end until ctx does, and says how many have not.
+func (h *hop) drain(ctx context.Context) int {
+	h.book.Close()
+	_ = h.book.Wait(ctx)
+	return h.book.Stats().Open
 }
 
 // statusOf tells a peer why no stream could be opened. The agent has seen nothing in any case.

@@ -33,13 +33,13 @@ func startHop(t *testing.T, p pki, name string, to ...*hopServer) *hopServer {
 	log := slog.New(slog.DiscardHandler)
 	ids, err := identity.Open(p.files(name), identity.Options{Role: identity.RoleServer, Log: log})
 	must(t, err)
-	s := &hopServer{hop: &hop{peers: peersOf(ids, "test", nil, log), log: log}}
+	peers := peersOf(ids, "test", nil, log)
+	s := &hopServer{hop: newHop(peers, newOwners(peers, func() []string { return []string{"edge-1"} }, func(string, bool) {}), log)}
 	var addrs []string
 	for _, peer := range to {
 		addrs = append(addrs, peer.addr)
 	}
 	must(t, s.peers.Set(addrs))
-	s.owners = newOwners(s.peers, func() []string { return []string{"edge-1"} }, func(string, bool) {})
 	s.tunnels, err = tunnel.NewServer(tunnel.ServerConfig{
 		ID: name, Authorize: authorize(ids), OnChange: s.owners.changed, Forward: s.forward,
 		TLS: ids.ServerTLS(map[string]identity.Role{wire.ALPNAgent: identity.RoleAgent, wire.ALPNPeer: identity.RoleServer}),
@@ -148,7 +148,7 @@ func TestHopIsOneHop(t *testing.T) {
 	if _, err := first.open(ctx, "edge-1", header, nil); !errors.Is(err, tunnel.ErrNoTunnel) {
 		t.Errorf("by two hops: %v", err)
 	}
-	forwarded := owner.tunnels.Stats().Forwarded
+	forwarded := owner.book.Stats().Begun
 	direct, err := first.peers.Open(ctx, "cloud-2")
 	must(t, err)
 	named := header
@@ -158,7 +158,10 @@ func TestHopIsOneHop(t *testing.T) {
 		t.Errorf("asked to forward twice: %+v, %v", r, err)
 	}
 	_ = direct.Reset()
-	if n := owner.tunnels.Stats().Forwarded; n != forwarded {
+	if n := middle.drain(ctx); n != 0 || middle.book.Stats().Ended["not_owner"] != 1 {
+		t.Errorf("%d streams are left, ended are %v", n, middle.book.Stats().Ended)
+	}
+	if n := owner.book.Stats().Begun; n != forwarded {
 		t.Errorf("%d streams were forwarded twice", n-forwarded)
 	}
 

@@ -93,9 +93,9 @@ func run(ctx context.Context, env cli.Env) error {
 		if err := peers.Set(o.peers); err != nil {
 			return err
 		}
-		way = &hop{peers: peers, owners: newOwners(peers, known.Names, targets.online), log: log}
+		way = newHop(peers, newOwners(peers, known.Names, targets.online), log)
 		roles[wire.ALPNPeer] = identity.RoleServer
-		config.OnChange, config.Forward = way.owners.changed, way.forward
+		config.OnChange, config.Forward, config.OnPeer = way.owners.changed, way.forward, peers.Arrived
 		config.Servers = func() int { return 1 + len(peers.Live()) }
 	}
 	config.TLS = ids.ServerTLS(roles)

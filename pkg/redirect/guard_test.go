@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -111,14 +112,33 @@ func TestBypass(t *testing.T) {
 		t.Errorf("MPTCP dialer: counted %d bypassed, %d redirected", c.Bypassed-before, c.RedirectedHost4)
 	}
 
-	if !haveMPTCP() {
-		return
+	if haveMPTCP() {
+		mptcp, err := newSocket(unix.AF_INET, unix.IPPROTO_MPTCP)
+		must(t, err)
+		defer mptcp.close()
+		if err := k.GuardListener(int(mptcp)); err == nil {
+			t.Error("an MPTCP socket was marked, which has no effect")
+		}
 	}
-	mptcp, err := newSocket(unix.AF_INET, unix.IPPROTO_MPTCP)
-	must(t, err)
-	defer mptcp.close()
-	if err := k.GuardListener(int(mptcp)); err == nil {
-		t.Error("an MPTCP socket was marked, which has no effect")
+
+	// A dial that is under way when the kernel's state is let go fails; it is neither redirected nor a crash.
+	d = dialer()
+	d.Control = k.Bypass
+	over := make(chan error)
+	go in(l.host, func() {
+		for {
+			conn, err := d.Dial("tcp4", dst4.String())
+			if err != nil {
+				over <- err
+				return
+			}
+			_ = conn.Close()
+		}
+	})
+	time.Sleep(10 * time.Millisecond)
+	must(t, k.Close())
+	if err := <-over; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a dial after the end: %v", err)
 	}
 }
 

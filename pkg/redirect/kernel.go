@@ -32,6 +32,9 @@ type Kernel struct {
 	former    atomic.Pointer[ebpf.Map]
 	formerMap *ebpf.Map
 
+	marking sync.RWMutex // held while a socket is marked: dials may go on when Close has begun
+	gone    bool         // needs marking
+
 	mu       sync.Mutex // guards everything below, and the maps' contents
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
@@ -108,6 +111,9 @@ func (k *Kernel) Close() error {
 		return nil
 	}
 	k.closed = true
+	k.marking.Lock()
+	k.gone = true
+	k.marking.Unlock()
 	var all []error
 	for _, l := range k.links {
 		all = append(all, l.Close())

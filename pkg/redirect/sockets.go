@@ -88,6 +88,11 @@ func (k *Kernel) mark(fd int, rec kernelSockRecord) error {
 	if protocol != unix.IPPROTO_TCP {
 		return fail("mark the socket", fmt.Errorf("protocol %d is not TCP", protocol), "call SetMultipathTCP(false) on the net.Dialer or net.ListenConfig")
 	}
+	k.marking.RLock()
+	defer k.marking.RUnlock()
+	if k.gone {
+		return fail("mark the socket", net.ErrClosed, "")
+	}
 	err = k.sockets.Update(int32(fd), &rec, ebpf.UpdateAny)
 	if former := k.former.Load(); err == nil && former != nil {
 		// Whatever the layout of its records is, they begin with the kind.

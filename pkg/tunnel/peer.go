@@ -57,9 +57,6 @@ func (s *Server) servePeerStream(ctx context.Context, t *serverTunnel, st *Strea
 		_ = wire.WriteReply(st, wire.Reply{Status: wire.StatusBadRequest, Message: "no node is named"})
 	default:
 		_ = st.SetReadDeadline(time.Time{})
-		s.forwarded.Add(1)
-		s.forwarding.Add(1)
-		defer s.forwarding.Add(-1)
 		s.cfg.Forward(ctx, t.id.Name, st, h)
 	}
 }
@@ -85,12 +82,5 @@ func (s *Server) answer(st *Stream) error {
 		if err := wire.WriteNames(st, owned); err != nil {
 			return err
 		}
-	}
-}
-
-// WaitForwarded waits until no stream of a peer is open, or ctx ends.
-func (s *Server) WaitForwarded(ctx context.Context) {
-	for s.forwarding.Load() > 0 && ctx.Err() == nil {
-		rest(ctx, 20*time.Millisecond, nil)
 	}
 }

@@ -147,6 +147,16 @@ func (p *Peers) Renew() {
 	}
 }
 
+// Arrived notes that a server is there, because it has logged in here: if there is no connection to it, all that wait to dial dial now.
+func (p *Peers) Arrived(server string) {
+	if p.live()[server] != nil {
+		return
+	}
+	for _, a := range p.agents() {
+		a.wakes.send()
+	}
+}
+
 // live returns the connections that take streams, by the names of the servers.
 func (p *Peers) live() map[string]*session {
 	found := make(map[string]*session)

@@ -64,6 +64,9 @@ type ServerConfig struct {
 	// Serve's. Without it other servers are refused.
 	Forward func(ctx context.Context, peer string, s *Stream, h wire.Header)
 
+	// OnPeer, if set, is called when another server has logged in. From several goroutines.
+	OnPeer func(peer string)
+
 	// Servers, if set, returns the number of live servers, for agents behind one address; 0: not known.
 	Servers func() int
 
@@ -130,8 +133,7 @@ type Server struct {
 	drained  atomic.Bool // no streams, no connections
 
 	accepted, logins, probes atomic.Uint64
-	questions, forwarded     atomic.Uint64 // by peers
-	forwarding               atomic.Int64
+	questions                atomic.Uint64 // by peers
 
 	mu        sync.Mutex // guards what follows
 	refused   map[string]uint64
@@ -465,6 +467,9 @@ func (s *Server) runTunnel(ctx context.Context, t *serverTunnel) {
 	log := t.sess.log
 	log.Info("tunnel up", "instance", hex.EncodeToString(t.login.Instance[:]), "index", t.login.Index, "software", t.login.Software)
 	if t.reg == s.peers {
+		if s.cfg.OnPeer != nil {
+			s.cfg.OnPeer(t.id.Name)
+		}
 		s.servePeer(ctx, t)
 	} else {
 		t.sess.run(nil)
@@ -641,8 +646,6 @@ type ServerStats struct {
 	BytesOut      uint64
 	Peers         int    // now: servers that are connected to this one
 	Questions     uint64 // of them, as lists of names
-	Forwarded     uint64 // streams of them
-	Forwarding    int    // now
 }
 
 // Stats returns the present numbers.
@@ -651,7 +654,7 @@ func (s *Server) Stats() ServerStats {
 		Accepted: s.accepted.Load(), Pending: s.gate.size(), Probes: s.probes.Load(), Logins: s.logins.Load(),
 		StreamsClosed: s.total.streamsClosed.Load(), StreamsOpened: s.total.streamsOpened.Load(),
 		BytesIn: s.total.bytesIn.Load(), BytesOut: s.total.bytesOut.Load(),
-		Peers: len(s.peers.all("")), Questions: s.questions.Load(), Forwarded: s.forwarded.Load(), Forwarding: int(s.forwarding.Load()),
+		Peers: len(s.peers.all("")), Questions: s.questions.Load(),
 	}
 	for _, t := range s.reg.all("") {
 		st.BytesIn += t.sess.link.bytesIn.Load()
