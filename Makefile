@@ -29,7 +29,7 @@ BENCH ?=
 CACHE    := $(or $(EDGE_TUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-tunnel)
 GOLANGCI := $(CACHE)/golangci-lint-$(shell sed -n 's|.*golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/lint/go.mod)
 
-.PHONY: help deps build generate kubernetes lint test test-kernels fuzz bench demo clean
+.PHONY: help deps build generate kubernetes lint test e2e test-kernels fuzz bench demo cluster cluster-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -65,6 +65,9 @@ kubernetes: ## the Kubernetes programs that tests need, into the cache folder (o
 test: deps build $(if $(filter ./...,$(PKG)),kubernetes) ## everything, race detector on; needs root
 	@$(RUN) tools/test.sh $(PKG) $(if $(TEST),-run '$(TEST)')
 
+e2e: deps build kubernetes ## the tests on real Kubernetes only; needs root
+	@$(RUN) tools/test.sh ./test/k8s $(if $(TEST),-run '$(TEST)')
+
 test-kernels: deps build ## the BPF tests and the daemons on older kernels (KERNELS="5.10 6.1 6.12"), emulated
 	@go build -o $(BIN)/ ./tools/vmtest
 	@exec $(RUN) $(BIN)/vmtest -bin $(BIN) -cache $(CACHE) -kernels '$(KERNELS)' $(if $(TEST),-run '$(TEST)')
@@ -79,6 +82,14 @@ bench: deps build ## benchmarks, written to docs/PERFORMANCE.md; needs root and 
 demo: deps build ## the 60-second demo: a cloud node, a pod, a NAT router and an edge node; needs root
 	@go build -o $(BIN)/ ./tools/demo
 	@exec $(RUN) $(BIN)/demo -bin $(BIN)
+
+cluster: deps ## a Kubernetes of two cloud and two edge nodes, which stays; needs root
+	@go build -o $(BIN)/ ./tools/cluster
+	@$(BIN)/cluster up
+
+cluster-down: ## remove it, with every trace
+	@go build -o $(BIN)/ ./tools/cluster
+	@$(BIN)/cluster down
 
 clean: ## remove what was built here (the cache folder stays)
 	@rm -rf $(BIN) dist

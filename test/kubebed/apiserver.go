@@ -98,7 +98,7 @@ func (s *Server) prepare() error {
 		return err
 	}
 	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "coredns", "metrics-server"} {
-		if err := os.Symlink(bin, s.program(name)); err != nil {
+		if err := os.Symlink(bin, s.Program(name)); err != nil {
 			return err
 		}
 	}
@@ -112,7 +112,11 @@ func (s *Server) prepare() error {
 	return err
 }
 
-func (s *Server) program(name string) string { return s.node.Path("bin", name) }
+// Addr is where the server listens.
+func (s *Server) Addr() netip.AddrPort { return s.addr }
+
+// Program is the path of one of Kubernetes' programs.
+func (s *Server) Program(name string) string { return s.node.Path("bin", name) }
 
 // Sockets, so that nobody else's port can be in the way. Relative ones in the folder that both programs run in, and etcd wants something
 // like a port in the name.
@@ -151,7 +155,7 @@ func (s *Server) start() error {
 }
 
 func (s *Server) launch(name string, args ...string) (*netlab.Process, error) {
-	cmd := s.node.Command(context.Background(), s.program(name), args...)
+	cmd := s.node.Command(context.Background(), s.Program(name), args...)
 	cmd.Dir = s.node.Path()
 	return s.node.StartCmd(cmd)
 }

@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cacheDir also has the unpacked Debian packages; tools/packages.sh has the same rule.
-func cacheDir() (string, error) {
+// CacheDir also has the unpacked Debian packages; tools/packages.sh has the same rule.
+func CacheDir() (string, error) {
 	if dir := os.Getenv("EDGE_TUNNEL_CACHE"); dir != "" {
 		return dir, nil
 	}
@@ -42,7 +42,7 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cache, err := cacheDir()
+	cache, err := CacheDir()
 	if err != nil {
 		return "", err
 	}

@@ -132,7 +132,7 @@ func (s *Server) Apply(manifest string) {
 
 // KubectlCommand prepares a kubectl on the server's node, as administrator.
 func (s *Server) KubectlCommand(ctx context.Context, args ...string) *netlab.Cmd {
-	cmd := s.node.Command(ctx, s.program("kubectl"), args...)
+	cmd := s.node.Command(ctx, s.Program("kubectl"), args...)
 	cmd.Env = append(cmd.Env, "KUBECONFIG="+s.Admin())
 	return cmd
 }
@@ -223,6 +223,16 @@ func (s *Server) writeKubeconfig(file, user string, groups ...string) error {
 		return err
 	}
 	return s.writeConfig(file, Object{"client-certificate-data": certPEM, "client-key-data": keyPEM})
+}
+
+// WriteAdmin writes an administrator's kubeconfig to a file, for another way to the server that ends at one of the names or addresses in its
+// certificate, such as 127.0.0.1.
+func (s *Server) WriteAdmin(path, url string) error {
+	content, err := os.ReadFile(s.Admin())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, bytes.ReplaceAll(content, []byte(s.URL), []byte(url)), 0o600)
 }
 
 // writeConfig writes a kubeconfig. JSON is YAML, and a []byte in it is base64, as kubeconfig has it.
