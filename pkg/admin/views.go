@@ -12,14 +12,15 @@ import (
 
 // Roles of a daemon.
 const (
-	RoleServer = "server"
-	RoleAgent  = "agent"
+	RoleServer     = "server"
+	RoleAgent      = "agent"
+	RoleController = "controller"
 )
 
 // Status is a daemon in one page.
 type Status struct {
-	Role        string      `json:"role"` // RoleServer or RoleAgent
-	Name        string      `json:"name"` // from its certificate: the server's or the node's name
+	Role        string      `json:"role"` // one of the Role constants
+	Name        string      `json:"name"` // from its certificate: the server's or the node's name; a controller's own in the election
 	Version     string      `json:"version"`
 	PID         int         `json:"pid"`
 	Started     time.Time   `json:"started"`
@@ -29,10 +30,12 @@ type Status struct {
 	Tunnels     int         `json:"tunnels"`     // that are up now
 	Connections int         `json:"connections"` // that are open now
 
-	Certificate Certificate `json:"certificate"`
+	Certificate Certificate `json:"certificate,omitzero"` // not for RoleController
 
 	Server *ServerStatus `json:"server,omitempty"` // for RoleServer
 	Agent  *AgentStatus  `json:"agent,omitempty"`  // for RoleAgent
+
+	Controller *ControllerStatus `json:"controller,omitempty"` // for RoleController
 }
 
 // Condition is one thing that must be true for a daemon to be ready.
@@ -87,6 +90,22 @@ type AgentStatus struct {
 	Addrs          []netip.Addr `json:"addrs"`   // its own, where it dials any port
 	LocalhostPorts []uint16     `json:"localhost_proxy_ports"`
 	Allow          []string     `json:"allow"`
+}
+
+// ControllerStatus is what only a controller has.
+type ControllerStatus struct {
+	Leading bool   `json:"leading"`
+	Leader  string `json:"leader,omitempty"` // the name of who leads, as far as is known
+	Waiting int    `json:"requests_waiting"` // for a certificate, while it leads
+	CAs     []CA   `json:"cas,omitempty"`    // that agents and servers believe, while it leads
+}
+
+// CA is a certificate authority that agents and servers believe.
+type CA struct {
+	Subject     string    `json:"subject"`
+	Fingerprint string    `json:"fingerprint"` // SHA-256, hexadecimal
+	NotAfter    time.Time `json:"not_after"`
+	Signs       bool      `json:"signs"`
 }
 
 // States of a [Target].

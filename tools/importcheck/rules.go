@@ -26,7 +26,7 @@ var layout = map[string]rule{
 	"pkg/redirect": {level: 1, own: []string{}, family: []string{"github.com/cilium/ebpf"}},
 	"pkg/hostnet":  {level: 1, own: []string{}, family: []string{"github.com/vishvananda/"}},
 	"pkg/tunnel":   {level: 1, own: []string{"pkg/wire"}, family: []string{"github.com/hashicorp/yamux"}},
-	"pkg/kube":     {level: 1, own: []string{"pkg/route"}, family: []string{"k8s.io/", "sigs.k8s.io/"}},
+	"pkg/kube":     {level: 1, own: []string{"pkg/route", "pkg/identity"}, family: []string{"k8s.io/", "sigs.k8s.io/"}},
 	"pkg/admin":    {level: 1, own: []string{}, family: []string{"github.com/prometheus/"}},
 
 	"pkg/intercept": {level: 2, own: []string{"pkg/route", "pkg/wire", "pkg/relay", "pkg/identity"}},
