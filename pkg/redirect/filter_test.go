@@ -157,7 +157,7 @@ func TestFilterForgets(t *testing.T) {
 	if n := found(t, k, []Target{{edge4, "", 0}}); n != 0 {
 		t.Error("a target is still there")
 	}
-	must(t, k.SetTargets(randomTargets(1000)))
+	must(t, k.SetTargets(randomTargets(scaled(1000) + 50)))
 	must(t, k.SetTargets(nil))
 	set := 0
 	var at uint32
@@ -193,7 +193,7 @@ func TestFilterChangesUnderLoad(t *testing.T) {
 			connects += found(t, k, stays)
 		}
 	})
-	others := append(randomTargets(1000), Target{twin(k, edge4), "edge-2", Offline}, Target{twin(k, edge6), "edge-2", Offline})
+	others := append(randomTargets(200), Target{twin(k, edge4), "edge-2", Offline}, Target{twin(k, edge6), "edge-2", Offline})
 	for i := range scaled(100) + 10 {
 		if i%2 == 0 {
 			must(t, k.SetTargets(append(slices.Clone(others), stays...)))

@@ -37,7 +37,7 @@ func main() {
 	flag.StringVar(&o.kernels, "kernels", "5.10 6.1 6.12", "versions to boot: 5.10, 6.1, 6.12")
 	flag.StringVar(&o.job, "job", "", "only this: redirect (the tests of pkg/redirect) or daemons (their scenario)")
 	flag.StringVar(&o.run, "run", "", "of the tests of pkg/redirect only these, a pattern as for go test -run")
-	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "give up on one kernel after this time")
+	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "give up on one kernel after this time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

@@ -20,7 +20,7 @@ var daemonsScript []byte
 
 // newPayload builds everything that goes into the machines.
 func newPayload(ctx context.Context, work string, o options) (payload, error) {
-	p := payload{files: map[string]string{}, limit: 6 * time.Minute}
+	p := payload{files: map[string]string{}, limit: 10 * time.Minute}
 	var err error
 	if p.busybox, err = staticProgram("busybox"); err != nil {
 		return p, err
@@ -48,7 +48,7 @@ func (p *payload) addTests(ctx context.Context, work, pkg, run string) error {
 		return fmt.Errorf("build the tests of %s: %w\n%s", pkg, err, text)
 	}
 	p.files["/tests/"+name] = binary
-	p.jobs = append(p.jobs, job{name, []string{"/tests/" + name, "-test.v", "-test.short", "-test.timeout=5m", "-test.run=" + run}})
+	p.jobs = append(p.jobs, job{name, []string{"/tests/" + name, "-test.v", "-test.short", "-test.timeout=9m", "-test.run=" + run}})
 	return nil
 }
 
