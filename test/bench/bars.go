@@ -28,6 +28,12 @@ var (
 	longKeysBar = bar{limit: 1.5}
 )
 
+// The bars of the hop between servers, as ratios to an own tunnel.
+var (
+	hopConnectBar = bar{limit: 1.6}
+	hopBulkBar    = bar{limit: 0.7, atLeast: true}
+)
+
 // The bars of many agents.
 var (
 	agentMemoryBar = bar{limit: 40}  // KiB of the server, each

@@ -28,6 +28,8 @@ old
 between
 <!-- bench hook: written by make bench -->
 <!-- bench hook: end -->
+<!-- bench hop: written by make bench -->
+<!-- bench hop: end -->
 <!-- bench longlink: written by make bench -->
 <!-- bench longlink: end -->
 <!-- bench agents: written by make bench -->
@@ -64,6 +66,7 @@ func TestQuick(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDatapath(t, got.Datapath)
+	checkHop(t, got.Hop)
 	checkHook(t, got.Hook)
 	checkLonglink(t, got.Longlink)
 	checkAgents(t, got.Agents)
@@ -85,19 +88,33 @@ func TestQuick(t *testing.T) {
 
 func checkDatapath(t *testing.T, d *datapathResult) {
 	t.Helper()
-	if len(d.Works) != len(works(true)) {
-		t.Fatalf("%d works were measured, not %d", len(d.Works), len(works(true)))
+	var paths []string
+	for _, p := range comparedPaths {
+		paths = append(paths, p.name)
 	}
-	for _, m := range d.Works {
-		for _, p := range comparedPaths {
-			samples := m.Paths[p.name]
+	checkWorks(t, d.Works, works(true), paths...)
+}
+
+func checkHop(t *testing.T, h *hopResult) {
+	t.Helper()
+	checkWorks(t, h.Works, hopWorks(true), ownPath, hopPath)
+}
+
+func checkWorks(t *testing.T, got []measured, want []work, paths ...string) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%d works were measured, not %d", len(got), len(want))
+	}
+	for _, m := range got {
+		for _, path := range paths {
+			samples := m.Paths[path]
 			if len(samples) != 1 {
-				t.Errorf("%s over %s: %d samples", m.Work, p.name, len(samples))
+				t.Errorf("%s over %s: %d samples", m.Work, path, len(samples))
 				continue
 			}
 			s := samples[0]
 			if m.Work.bulk() && s.Bytes != int64(m.Work.Count)<<20 || !m.Work.bulk() && (s.Ops != m.Work.Count || s.P50 <= 0 || s.P99 < s.P50) || s.Seconds <= 0 {
-				t.Errorf("%s over %s: %+v", m.Work, p.name, s)
+				t.Errorf("%s over %s: %+v", m.Work, path, s)
 			}
 		}
 	}

@@ -39,14 +39,20 @@ func runDatapath(ctx context.Context, o options) (_ *datapathResult, err error) 
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range works(o.quick) {
+	result.Works, err = s.rounds(ctx, o, works(o.quick))
+	return result, err
+}
+
+// rounds does the works as runDatapath says.
+func (s *site) rounds(ctx context.Context, o options, works []work) (list []measured, err error) {
+	for _, w := range works {
 		if o.only.work(w) {
-			result.Works = append(result.Works, measured{w, map[string][]sample{}})
+			list = append(list, measured{w, map[string][]sample{}})
 		}
 	}
 	s.paths = slices.DeleteFunc(s.paths, func(p *path) bool { return !o.only.path(p.name) })
 	for round := range o.rounds {
-		for _, m := range result.Works {
+		for _, m := range list {
 			for i := range s.paths {
 				p := s.paths[(round+i)%len(s.paths)]
 				got, err := s.sample(ctx, p, m.Work)
@@ -58,7 +64,7 @@ func runDatapath(ctx context.Context, o options) (_ *datapathResult, err error) 
 		}
 		o.say("round %d of %d", round+1, o.rounds)
 	}
-	return result, nil
+	return list, nil
 }
 
 // rest is how long a path has to finish what a task left behind: connections that end, buffers that are freed.
@@ -73,7 +79,7 @@ func (s *site) sample(ctx context.Context, p *path, w work) (sample, error) {
 		return sample{}, err
 	}
 	time.Sleep(rest)
-	near, far, err := p.cpu()
+	before, err := p.cpu()
 	if err != nil {
 		return sample{}, err
 	}
@@ -82,20 +88,22 @@ func (s *site) sample(ctx context.Context, p *path, w work) (sample, error) {
 		return sample{}, err
 	}
 	time.Sleep(rest)
-	nearAfter, farAfter, err := p.cpu()
-	got.Near, got.Far = nearAfter-near, farAfter-far
+	after, err := p.cpu()
+	got.Near, got.Between, got.Far = after[0]-before[0], after[1]-before[1], after[2]-before[2]
 	return got, err
 }
 
-// cpu is what the path's processes have used so far, in seconds.
-func (p *path) cpu() (near, far float64, err error) {
-	if p.near == nil {
-		return 0, 0, nil
+// cpu is what the path's processes, those that there are, have used so far, in seconds.
+func (p *path) cpu() (used [3]float64, err error) {
+	for i, process := range []*netlab.Process{p.near, p.between, p.far} {
+		if process == nil {
+			continue
+		}
+		if used[i], err = cpuOf(process); err != nil {
+			return used, err
+		}
 	}
-	if near, err = cpuOf(p.near); err == nil {
-		far, err = cpuOf(p.far)
-	}
-	return near, far, err
+	return used, nil
 }
 
 // cpuOf reads user and system time of a process; the kernel tells it in hundredths of a second.

@@ -14,6 +14,9 @@
 // The suite "hook" lets the kernel's own statistics tell what the eBPF programs cost, less what an empty program at the same
 // hook costs in the same run.
 //
+// The suite "hop" compares two edge nodes: one whose agent has a tunnel to the client's own server, and one that is reached by another
+// server.
+//
 // The suite "longlink" puts an emulated link between the two nodes and measures what a long way and losses leave of the speed, and
 // how long a keystroke takes beside a busy transfer.
 // The suite "agents" puts 10,000 simulated agents on one server: what they cost at rest, and what happens when all of them come
@@ -27,6 +30,7 @@
 //	work.go        what is measured on each path
 //	client.go, service.go, relay.go, mux.go    the processes, all of them this program again
 //	hook.go        the hook suite; hookprobe.go is its process
+//	hop.go         the suite of the hop between servers
 //	longlink.go    the suite of long links; flow.go is its part of the client
 //	agents.go      the suite of many agents; crowd.go makes and watches them, fleet.go and probe.go are its processes
 //	page.go        docs/PERFORMANCE.md; bars.go has the goals

@@ -21,6 +21,9 @@ func (r *report) parts() []part {
 	if r.Hook != nil {
 		all = append(all, part{"hook", r.Hook.text()})
 	}
+	if r.Hop != nil {
+		all = append(all, part{"hop", r.Hop.text()})
+	}
 	if r.Longlink != nil {
 		all = append(all, part{"longlink", r.Longlink.text()})
 	}

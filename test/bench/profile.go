@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -17,7 +18,8 @@ import (
 // profileSeconds is how long each work runs under the profiler.
 const profileSeconds = 4
 
-// profileAll does each work on edge-tunnel's path, over and over, while both daemons are profiled.
+// profileAll does each work on edge-tunnel's path, over and over, while the daemons on it are profiled. With the suite "hop" that is the
+// path with a hop.
 //
 //	go tool pprof -top bin/tunnel-server DIR/down-1.server.pprof
 func profileAll(ctx context.Context, o options) (err error) {
@@ -26,7 +28,11 @@ func profileAll(ctx context.Context, o options) (err error) {
 	if err := os.MkdirAll(o.profile, 0o755); err != nil {
 		return err
 	}
-	s, err := newSite(ctx, t, o.bin, nil, "--pprof")
+	start := func() (*site, error) { return newSite(ctx, t, o.bin, nil, "--pprof") }
+	if slices.Equal(o.suites, []string{"hop"}) {
+		start = func() (*site, error) { return newHopSite(ctx, t, o.bin, "--pprof") }
+	}
+	s, err := start()
 	if err != nil {
 		return err
 	}
@@ -42,17 +48,19 @@ func profileAll(ctx context.Context, o options) (err error) {
 	return nil
 }
 
+// profiled is a daemon that can be.
+type profiled struct {
+	name string
+	node *netlab.Node
+	port int // of its admin address
+}
+
 func (s *site) profile(ctx context.Context, w work, dir string) error {
 	tunnel := s.paths[len(s.paths)-1]
-	ends := []struct {
-		name string
-		node *netlab.Node
-		port int
-	}{{"server", s.cloud, serverAdmin}, {"agent", s.edge, agentAdmin}}
-	errs := make([]error, len(ends))
+	errs := make([]error, len(s.profiled))
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	for i, end := range ends {
+	for i, end := range s.profiled {
 		wg.Go(func() {
 			content, err := get(ctx, end.node, adminURL(end.port, fmt.Sprintf("debug/pprof/profile?seconds=%d", profileSeconds)))
 			if err == nil {

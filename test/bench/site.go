@@ -46,6 +46,7 @@ type path struct {
 	name      string
 	addr      string // what the client dials
 	near, far *netlab.Process
+	between   *netlab.Process // another server, if it goes by one
 }
 
 // Names of the paths, in the order of the tables.
@@ -62,6 +63,7 @@ type site struct {
 	dir         string // certificates
 	bin         string
 	paths       []*path
+	profiled    []profiled
 	client      *client
 	link        *linkemu.Link // between the two, if there is an emulated one
 }
@@ -148,25 +150,28 @@ func (s *site) startPaths(ctx context.Context, flags []string) error {
 		}
 	}
 
+	s.profiled = []profiled{{"server", s.cloud, serverAdmin}, {"agent", s.edge, agentAdmin}}
 	var err error
-	files := func(name string) []string {
-		in := func(file string) string { return filepath.Join(s.dir, file) }
-		return append([]string{"--ca-cert", in("ca.crt"), "--cert", in(name + ".crt"), "--key", in(name + ".key")}, flags...)
-	}
 	tunnel.near, err = s.cloud.Start(filepath.Join(s.bin, "tunnel-server"),
-		append(files(nearName), "--listen-tunnel", cloud(tunnelPort), "--cgroup-root", s.cloud.Cgroup())...)
+		append(s.daemon(nearName, flags), "--listen-tunnel", cloud(tunnelPort), "--cgroup-root", s.cloud.Cgroup())...)
 	if err != nil {
 		return err
 	}
 	if err := waitReady(ctx, s.cloud, tunnel.near, adminURL(serverAdmin, "healthz")); err != nil {
 		return err
 	}
-	tunnel.far, err = s.edge.Start(filepath.Join(s.bin, "tunnel-agent"), append(files("edge"), "--server", cloud(tunnelPort))...)
+	tunnel.far, err = s.edge.Start(filepath.Join(s.bin, "tunnel-agent"), append(s.daemon("edge", flags), "--server", cloud(tunnelPort))...)
 	if err != nil {
 		return err
 	}
 	return errors.Join(waitReady(ctx, s.edge, tunnel.far, adminURL(agentAdmin, "readyz")),
 		waitReady(ctx, s.cloud, tunnel.near, adminURL(serverAdmin, "readyz")))
+}
+
+// daemon is the beginning of a daemon's command line.
+func (s *site) daemon(name string, flags []string) []string {
+	in := func(file string) string { return filepath.Join(s.dir, file) }
+	return append([]string{"--ca-cert", in("ca.crt"), "--cert", in(name + ".crt"), "--key", in(name + ".key")}, flags...)
 }
 
 func adminURL(port int, path string) string { return fmt.Sprintf("http://127.0.0.1:%d/%s", port, path) }

@@ -24,6 +24,7 @@ import (
 type report struct {
 	Datapath *datapathResult `json:"datapath,omitempty"`
 	Hook     *hookResult     `json:"hook,omitempty"`
+	Hop      *hopResult      `json:"hop,omitempty"`
 	Longlink *longlinkResult `json:"longlink,omitempty"`
 	Agents   *agentsResult   `json:"agents,omitempty"`
 }
@@ -39,6 +40,10 @@ var suites = []struct {
 	}},
 	{"hook", func(ctx context.Context, o options, into *report) (err error) {
 		into.Hook, err = runHook(ctx, o)
+		return err
+	}},
+	{"hop", func(ctx context.Context, o options, into *report) (err error) {
+		into.Hop, err = runHop(ctx, o)
 		return err
 	}},
 	{"longlink", func(ctx context.Context, o options, into *report) (err error) {
@@ -103,6 +108,9 @@ func (r *report) write(dir string) error {
 	}
 	if r.Hook != nil {
 		all.Hook = r.Hook
+	}
+	if r.Hop != nil {
+		all.Hop = r.Hop
 	}
 	if r.Longlink != nil {
 		all.Longlink = r.Longlink

@@ -73,10 +73,11 @@ type sample struct {
 	// The same of the connection that Beside asked for.
 	BesideP50 float64 `json:"beside_p50_us,omitempty"`
 	BesideP99 float64 `json:"beside_p99_us,omitempty"`
-	// CPU seconds of the near and of the far end, filled in by who asked for the sample.
-	Near  float64 `json:"near_cpu"`
-	Far   float64 `json:"far_cpu"`
-	Error string  `json:"error,omitempty"`
+	// CPU seconds of the near and of the far end, and of what is between, filled in by who asked for the sample.
+	Near    float64 `json:"near_cpu"`
+	Between float64 `json:"between_cpu,omitempty"`
+	Far     float64 `json:"far_cpu"`
+	Error   string  `json:"error,omitempty"`
 }
 
 func (s sample) perSecond() float64 { return float64(s.Ops) / s.Seconds }
