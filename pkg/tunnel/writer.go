@@ -2,7 +2,10 @@
 
 package tunnel
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 const (
 	// The queue of frames for the writer is short, so that what is written later does not wait long: queueTime and the same
@@ -156,6 +159,7 @@ func (l *link) writeLoop() {
 		case <-l.dead:
 			return
 		}
+		runtime.Gosched() // whoever has something to send by now, let him queue it: one record and one system call for all
 		for {
 			var closing bool
 			control, data, closing = l.takeQueued(control, data)
