@@ -31,7 +31,7 @@ func (s *server) metrics() []admin.Metric {
 		admin.CounterBy("edge_tunnel_connections_ended_total", "Connections that have ended, by reason.", "reason", conns.Ended),
 		admin.CounterBy("edge_tunnel_connection_bytes_total", "Bytes of connections, by direction as seen from the client.", "direction",
 			map[string]int64{"sent": conns.Sent, "received": conns.Received}),
-		s.opened.Metric("edge_tunnel_connection_open_seconds", "Time from accept until the agent has connected to the edge service."),
+		s.opened.Metric("edge_tunnel_connection_open_seconds", "Time from accept until the agent's word that it has connected, which may wait 5 ms for the service's first bytes."),
 		admin.Counter("edge_tunnel_connections_overflowed_total", "Connections reset because too many were open.", conns.Overflowed),
 		admin.Counter("edge_tunnel_connections_retried_total", "Connections that needed a second stream.", conns.Retried),
 		admin.Counter("edge_tunnel_accept_errors_total", "Failed accepts on the redirect listeners.", conns.AcceptErrors),

@@ -120,7 +120,15 @@ const (
 	lingerFor    = 5 * time.Second
 )
 
+// laterWriter is a stream that can let a message wait for company. For an OK nobody waits: the client has been connected for long,
+// and what it sends is on its way.
+type laterWriter interface{ WriteLater(p []byte) error }
+
 func (h *Handler) reply(ctx context.Context, stream relay.Conn, reply wire.Reply) error {
+	if w, ok := stream.(laterWriter); ok && reply.Status == wire.StatusOK {
+		b, _ := reply.AppendBinary(make([]byte, 0, 64)) // never fails
+		return w.WriteLater(b)
+	}
 	stop := context.AfterFunc(ctx, func() { stream.Reset() })
 	defer stop()
 	stream.SetWriteDeadline(time.Now().Add(replyTimeout))

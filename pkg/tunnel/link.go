@@ -69,8 +69,9 @@ type link struct {
 	data      []byte             // encoded frames in order
 	queue     int                // length of data at which streams have to wait
 	turns     turns              // streams that wait
-	lazy      bool               // there are frames in control that the writer was not told of
-	lazyTimer *time.Timer        // tells it
+	batch     uint64             // which one is being queued
+	lazy      bool               // lazyTimer runs
+	lazyTimer *time.Timer        // tells the writer of frames that were queued without doing so
 	granting  []*Stream          // streams with credit to be sent
 	budget    int                // what is left of settings.budget
 	pongs     int                // answers in control
@@ -108,6 +109,7 @@ func newLink(conn io.ReadWriter, r *raw, opener bool, set settings, total *count
 		unclaimed: make(map[uint32]*Stream),
 		queue:     minQueue,
 		budget:    set.budget,
+		batch:     1,
 		empty:     make(chan struct{}),
 	}
 }
@@ -208,7 +210,13 @@ func (l *link) resetLocked(s *Stream, cause error) {
 	if l.err != nil || l.streams[s.id] != s {
 		return
 	}
-	l.queueControl(header{typ: typeWindow, flags: flagRST, id: s.id})
+	rst := header{typ: typeWindow, flags: flagRST, id: s.id}
+	if s.later == l.batch {
+		l.data = rst.appendTo(l.data) // it must not overtake
+		notify(l.wake)
+	} else {
+		l.queueControl(rst)
+	}
 	l.endStream(s, cause)
 }
 

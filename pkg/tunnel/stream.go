@@ -37,6 +37,7 @@ type Stream struct {
 	readBy, writeBy deadline
 
 	pending  []byte // what Write has not queued yet
+	later    uint64 // the batch that WriteLater wrote to
 	inTurns  bool   // in link.turns
 	nextTurn *Stream
 	credit   int64 // bytes we may send
@@ -209,6 +210,23 @@ func (s *Stream) Write(p []byte) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// WriteLater is Write for a short message that nobody waits for: it goes with what follows, or alone after a few milliseconds. It does
+// not wait for credit, which there has to be.
+func (s *Stream) WriteLater(p []byte) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	l := s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := s.writeError(); err != nil {
+		return err
+	}
+	l.queueData(s, p)
+	s.later = l.batch
+	l.wakeLazily()
+	return nil
 }
 
 // writeError is why nothing can be written. Needs link.mu.

@@ -282,6 +282,46 @@ func TestWriteTo(t *testing.T) {
 }
 
 // The far end may have reset a stream before open has returned it.
+// What is written later goes with what is written next, and alone if nothing is.
+func TestWriteLater(t *testing.T) {
+	p := newPair(t, testSettings())
+	a, b := p.open(t)
+	if err := b.WriteLater([]byte("alone")); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, a, "alone")
+	if err := b.WriteLater([]byte("with ")); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, b, "company")
+	_ = b.CloseWrite()
+	if got, err := io.ReadAll(a); err != nil || string(got) != "with company" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if err := b.WriteLater([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("after CloseWrite: %v", err)
+	}
+	a.Close()
+	b.Close()
+	mustBeEmpty(t, p)
+}
+
+// A reset overtakes data, but not what was written later: a status that is lost would be taken for another failure.
+func TestResetDoesNotOvertakeWhatWasWrittenLater(t *testing.T) {
+	p := newPair(t, testSettings())
+	for range 50 {
+		a, b := p.open(t)
+		if err := b.WriteLater([]byte("status")); err != nil {
+			t.Fatal(err)
+		}
+		_ = b.Reset()
+		mustRead(t, a, "status")
+		mustReset(t, a)
+		_ = a.Close()
+	}
+	mustBeEmpty(t, p)
+}
+
 func TestResetFasterThanOpen(t *testing.T) {
 	p := newPair(t, testSettings())
 	go func() {

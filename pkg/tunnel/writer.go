@@ -15,8 +15,8 @@ const (
 	minQueue  = 32 << 10
 	maxQueue  = 128 << 10
 
-	// lazyTime is how long a frame that nobody waits for may wait for company.
-	lazyTime = time.Millisecond
+	// lazyTime is how long a frame that nobody waits for may wait for company. A timer wakes a thread, so it is not worth less.
+	lazyTime = 5 * time.Millisecond
 )
 
 // Write takes frames from yamux: headers of window updates that open or acknowledge a stream. Everything else is sent by
@@ -44,7 +44,8 @@ func (l *link) Write(p []byte) (int, error) {
 		l.queueControl(h)
 	case h.flags&(flagSYN|flagACK) != 0 && l.streams[h.id] != nil:
 		// The header follows a SYN at once, and the status an ACK unless the dial takes its time.
-		l.queueLazily(h)
+		l.control = h.appendTo(l.control)
+		l.wakeLazily()
 	}
 	return len(p), nil
 }
@@ -58,18 +59,24 @@ func (l *link) queueControl(h header) {
 	notify(l.wake)
 }
 
-// queueLazily queues a frame that goes with the next ones, or alone when there are none for lazyTime. Needs mu.
-func (l *link) queueLazily(h header) {
-	l.control = h.appendTo(l.control)
+// wakeLazily tells the writer of what is queued within lazyTime; before that it goes with what others queue. Needs mu.
+func (l *link) wakeLazily() {
 	if l.lazy {
 		return
 	}
 	l.lazy = true
-	if l.lazyTimer == nil {
-		l.lazyTimer = time.AfterFunc(lazyTime, func() { notify(l.wake) })
-	} else {
+	if l.lazyTimer != nil {
 		l.lazyTimer.Reset(lazyTime)
+		return
 	}
+	l.lazyTimer = time.AfterFunc(lazyTime, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.lazy = false
+		if len(l.control)+len(l.data) > 0 {
+			notify(l.wake)
+		}
+	})
 }
 
 // queueTurn lets s send what its Write has pending, one frame in a round of all streams. Needs mu.
@@ -101,11 +108,8 @@ func (l *link) fill() (filled bool) {
 		if n == 0 || s.ending || l.streams[s.id] != s {
 			continue
 		}
-		l.data = header{typ: typeData, id: s.id, length: uint32(n)}.appendTo(l.data)
-		l.data = append(l.data, s.pending[:n]...)
+		l.queueData(s, s.pending[:n])
 		s.pending = s.pending[n:]
-		s.credit -= int64(n)
-		l.bytesOut.Add(uint64(n))
 		filled = true
 		switch {
 		case len(s.pending) == 0:
@@ -118,6 +122,14 @@ func (l *link) fill() (filled bool) {
 		}
 	}
 	return filled
+}
+
+// queueData queues a frame. Needs mu.
+func (l *link) queueData(s *Stream, p []byte) {
+	l.data = header{typ: typeData, id: s.id, length: uint32(len(p))}.appendTo(l.data)
+	l.data = append(l.data, p...)
+	s.credit -= int64(len(p))
+	l.bytesOut.Add(uint64(len(p)))
 }
 
 // tellBlocked tells the far end, behind what was sent, that there would be more of s if it had credit. Needs mu.
@@ -192,7 +204,7 @@ func (l *link) takeQueued(control, data []byte) (c, d []byte, closing bool) {
 	}
 	l.granting = l.granting[:0]
 	l.pongs = 0
-	l.lazy = false
+	l.batch++
 	if l.trim && len(l.data) == 0 {
 		l.trim, l.data, data, l.granting = false, nil, nil, nil
 		l.raw.trim()
