@@ -223,9 +223,12 @@ func TestServiceSpeaksFirst(t *testing.T) {
 	send(t, stream, "EHLO\r\n")
 	expect(t, service, "EHLO\r\n")
 
-	eventually(t, "open", func() bool { c := l.handler.Connections(); return len(c) == 1 && c[0].State == "open" })
+	eventually(t, "open", func() bool {
+		c := l.handler.Connections()
+		return len(c) == 1 && c[0].State == "open" && c[0].Sent == 6
+	})
 	c := l.handler.Connections()[0]
-	if c.Dialed != l.dst || c.Dst != l.dst || c.Src != src || c.Server != "cloud-1" || c.Trace != "0000000000000abc" || c.Sent != 6 {
+	if c.Dialed != l.dst || c.Dst != l.dst || c.Src != src || c.Server != "cloud-1" || c.Trace != "0000000000000abc" {
 		t.Errorf("connection %+v", c)
 	}
 

@@ -182,7 +182,7 @@ func (p *pair) close() {
 // open makes one stream and returns both of its ends.
 func (p *pair) open(t testing.TB) (server, agent *Stream) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	s, err := p.server.open(ctx)
 	if err != nil {
