@@ -104,6 +104,11 @@ func TestLeaderWithoutAPIServer(t *testing.T) {
 // TestLeaderWhoseLeaseIsTaken: somebody else writes themselves into it.
 func TestLeaderWhoseLeaseIsTaken(t *testing.T) {
 	c := &candidates{t: t, client: fake.NewClientset()}
+	// Fakes take every update. The API server does not take one of what has changed since.
+	var taken atomic.Bool
+	c.client.PrependReactor("update", "leases", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return taken.Load(), nil, apierrors.NewConflict(a.GetResource().GroupResource(), "lease", errors.New("changed"))
+	})
 	a, _ := c.start("a")
 	eventually(t, "leads", func() bool { return a.Stats().Leading })
 	other, seconds, now := "b", int32(2), metav1.NowMicro()
@@ -114,12 +119,7 @@ func TestLeaderWhoseLeaseIsTaken(t *testing.T) {
 	}
 	lease := obj.DeepCopyObject().(*coordinationv1.Lease)
 	lease.Spec = coordinationv1.LeaseSpec{HolderIdentity: &other, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now}
-	// Fakes take every update. The API server does not take one of what has changed since.
-	var taken atomic.Bool
 	taken.Store(true)
-	c.client.PrependReactor("update", "leases", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		return taken.Load(), nil, apierrors.NewConflict(a.GetResource().GroupResource(), "lease", errors.New("changed"))
-	})
 	if err := c.client.Tracker().Update(leases, lease, ns); err != nil {
 		t.Fatal(err)
 	}
