@@ -15,8 +15,6 @@ import (
 
 // dial tries targets in order, the next one only if the one before refused, and returns what was dialed last.
 func (h *Handler) dial(ctx context.Context, targets []netip.AddrPort) (*net.TCPConn, netip.AddrPort, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.cfg.DialTimeout)
-	defer cancel()
 	var (
 		conn   *net.TCPConn
 		target netip.AddrPort

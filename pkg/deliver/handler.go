@@ -87,7 +87,7 @@ func (h *Handler) carry(ctx context.Context, f *facts, stream *ledger.Conn, entr
 	default:
 		return h.turnDown(ctx, plain, wire.Reply{Status: wire.StatusOverloaded, Message: "the agent has as many dials under way as it may"})
 	}
-	dialCtx, giveUp := context.WithCancel(ctx)
+	dialCtx, giveUp := context.WithTimeout(ctx, h.cfg.DialTimeout)
 	watch := watchStream(plain, giveUp)
 	conn, target, err := h.dial(dialCtx, targets)
 	lost := watch.stop()
