@@ -160,6 +160,15 @@ func (n *Node) configure() error {
 	return err
 }
 
+// AddStaticPod gives the node's kubelet a pod that the API server only sees a mirror of, called NAME-NODE.
+func (n *Node) AddStaticPod(file string, pod Object) error {
+	content, err := json.Marshal(pod)
+	if err != nil {
+		return err
+	}
+	return n.writeFile("static-pods/"+file+".json", string(content))
+}
+
 func (n *Node) writeFile(name, content string) error {
 	return os.WriteFile(n.Path(name), []byte(content), 0o644)
 }

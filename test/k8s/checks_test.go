@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package k8s
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
+	"github.com/edge-tunnel/edge-tunnel/test/netlab"
+)
+
+// check is something that a person or a program does with a node. What it looks for in the answer is worked out there: an error
+// message that quotes the question does not pass.
+type check struct {
+	name string
+	run  func(*client) error
+}
+
+var checks = []check{
+	{"top", (*client).top}, // takes longest
+	{"logs", (*client).logs},
+	{"logs -f", (*client).follow},
+	{"logs --previous", (*client).previous},
+	{"logs of a static pod", (*client).logsOfStatic},
+	{"exec", (*client).exec},
+	{"exec over SPDY", overSPDY((*client).exec)},
+	{"exit status", (*client).exitStatus},
+	{"stdin", (*client).stdin},
+	{"stdin over SPDY", overSPDY((*client).stdin)},
+	{"attach", (*client).attach},
+	{"port-forward", (*client).portForward},
+	{"port-forward over SPDY", overSPDY((*client).portForward)},
+	{"cp", (*client).copy},
+	{"stats", (*client).stats},
+	{"metrics", (*client).metrics},
+	{"service by a pod", (*client).serviceByPod},
+	{"service by the node's name", (*client).serviceByName},
+	{"service by a process", (*client).serviceByProcess},
+}
+
+const (
+	nodePort = "18080"   // of the pods in the nodes' own networks
+	bulk     = 8_000_000 // bytes
+)
+
+// client makes one check on one node.
+type client struct {
+	w     *world
+	node  *kubebed.Node
+	limit time.Duration
+	spdy  bool // where kubectl has a WebSocket otherwise
+}
+
+func overSPDY(f func(*client) error) func(*client) error {
+	return func(c *client) error {
+		c.spdy = true
+		return f(c)
+	}
+}
+
+// pod is the one in a network of its own.
+func (c *client) pod() string { return "pod-" + c.node.Name }
+
+func (c *client) command(ctx context.Context, args ...string) *netlab.Cmd {
+	cmd := c.w.KubectlCommand(ctx, args...)
+	if c.spdy {
+		cmd.Env = append(cmd.Env, "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "KUBECTL_PORT_FORWARD_WEBSOCKETS=false")
+	}
+	return cmd
+}
+
+// kubectl returns the standard output; standard error is in the error.
+func (c *client) kubectl(stdin io.Reader, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), c.limit)
+	defer cancel()
+	cmd := c.command(ctx, args...)
+	var out, problems bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &problems
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, problems.String())
+	}
+	return strings.TrimSpace(out.String()), err
+}
+
+// stream runs a kubectl until f has read what it wants of its output.
+func (c *client) stream(f func(context.Context, *bufio.Scanner) error, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), c.limit)
+	defer cancel()
+	cmd := c.command(ctx, args...)
+	read, write := io.Pipe()
+	var problems bytes.Buffer
+	cmd.Stdout, cmd.Stderr = write, &problems
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		write.CloseWithError(io.EOF)
+		ended <- err
+	}()
+	err := f(ctx, bufio.NewScanner(read))
+	cancel()
+	read.Close()
+	if end := <-ended; err != nil {
+		err = fmt.Errorf("kubectl %s: %w (%w: %s)", strings.Join(args, " "), err, end, problems.String())
+	}
+	return err
+}
+
+// ticks reads lines of the workload, which counts them.
+func ticks(lines *bufio.Scanner, want int) error {
+	last := 0
+	for n := 0; n < want; n++ {
+		if !lines.Scan() {
+			return fmt.Errorf("%d of %d lines", n, want)
+		}
+		var number int
+		if _, err := fmt.Sscanf(lines.Text(), "tick %d", &number); err != nil {
+			return fmt.Errorf("line %q: %w", lines.Text(), err)
+		}
+		if last != 0 && number != last+1 {
+			return fmt.Errorf("tick %d after %d", number, last)
+		}
+		last = number
+	}
+	return nil
+}
+
+func (c *client) logs() error {
+	out, err := c.kubectl(nil, "logs", c.pod())
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(out, "tick 1\n") {
+		return fmt.Errorf("logs begin with %.20q", out)
+	}
+	return ticks(bufio.NewScanner(strings.NewReader(out)), strings.Count(out, "\n")+1)
+}
+
+func (c *client) follow() error {
+	return c.stream(func(_ context.Context, lines *bufio.Scanner) error { return ticks(lines, 4) }, "logs", "--follow", "--tail=1", c.pod())
+}
+
+// previous reads what a container wrote that has ended.
+func (c *client) previous() error {
+	out, err := c.kubectl(nil, "logs", "--previous", "twice-"+c.node.Name)
+	if err == nil && out != "life 1" {
+		err = fmt.Errorf("the first life's logs: %q", out)
+	}
+	return err
+}
+
+// logsOfStatic reads those of a pod that the kubelet found in a folder.
+func (c *client) logsOfStatic() error {
+	out, err := c.kubectl(nil, "logs", "static-"+c.node.Name)
+	if err == nil && !strings.HasPrefix(out, "tick 1") {
+		err = fmt.Errorf("logs begin with %.20q", out)
+	}
+	return err
+}
+
+func (c *client) exec() error {
+	out, err := c.kubectl(nil, "exec", c.pod(), "--", "sh", "-c", "echo $((40+2)) $(hostname)")
+	if err == nil && out != "42 "+c.pod() {
+		err = fmt.Errorf("exec: %q", out)
+	}
+	return err
+}
+
+func (c *client) exitStatus() error {
+	_, err := c.kubectl(nil, "exec", c.pod(), "--", "sh", "-c", "exit 42")
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 42 {
+		return nil
+	}
+	return fmt.Errorf("want exit status 42: %w", err)
+}
+
+func random(seed uint64) (content []byte, sum string) {
+	content = make([]byte, bulk)
+	source := rand.NewChaCha8([32]byte{byte(seed)})
+	_, _ = source.Read(content) // never fails
+	return content, fmt.Sprintf("%x", md5.Sum(content))
+}
+
+func (c *client) stdin() error {
+	content, sum := random(1)
+	out, err := c.kubectl(bytes.NewReader(content), "exec", "--stdin", c.pod(), "--", "md5sum")
+	if err == nil && !strings.HasPrefix(out, sum) {
+		err = fmt.Errorf("sum of stdin: %q, want %s", out, sum)
+	}
+	return err
+}
+
+func (c *client) attach() error {
+	return c.stream(func(_ context.Context, lines *bufio.Scanner) error { return ticks(lines, 3) }, "attach", c.pod())
+}
+
+// greeting is what the workload tells its clients.
+func (c *client) greeting(answer, pod string) error {
+	if !strings.Contains(answer, fmt.Sprintf("node=%s pod=%s ", c.node.Name, pod)) {
+		return fmt.Errorf("answer %q is not from %s", answer, pod)
+	}
+	return nil
+}
+
+var forwarding = regexp.MustCompile(`^Forwarding from (127\.0\.0\.1:\d+) `)
+
+func (c *client) portForward() error {
+	return c.stream(func(ctx context.Context, lines *bufio.Scanner) error {
+		for lines.Scan() {
+			match := forwarding.FindStringSubmatch(lines.Text())
+			if match == nil {
+				continue
+			}
+			for range 20 {
+				answer, err := c.get(ctx, c.w.Cloud[0], "http://"+match[1]+"/")
+				if err == nil {
+					err = c.greeting(answer, c.pod())
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return errors.New("no address is forwarded")
+	}, "port-forward", c.pod(), ":8080")
+}
+
+// get fetches over a new connection from a node, outside of its cgroup.
+func (c *client) get(ctx context.Context, from *kubebed.Node, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return "", err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: from.Dial}}).Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	return string(content), err
+}
+
+func (c *client) copy() error {
+	content, sum := random(2)
+	dir, err := os.MkdirTemp(c.w.Lab.Dir(), "cp-")
+	if err != nil {
+		return err
+	}
+	there, back := filepath.Join(dir, "there"), filepath.Join(dir, "back")
+	if err := os.WriteFile(there, content, 0o600); err != nil {
+		return err
+	}
+	if _, err := c.kubectl(nil, "cp", there, c.pod()+":/tmp/copy"); err != nil {
+		return err
+	}
+	out, err := c.kubectl(nil, "exec", c.pod(), "--", "md5sum", "/tmp/copy")
+	if err == nil && !strings.HasPrefix(out, sum) {
+		err = fmt.Errorf("sum of the copy there: %q, want %s", out, sum)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := c.kubectl(nil, "cp", c.pod()+":/tmp/copy", back); err != nil {
+		return err
+	}
+	got, err := os.ReadFile(back)
+	if err == nil && !bytes.Equal(got, content) {
+		err = fmt.Errorf("the copy that came back differs: %d bytes of %d", len(got), len(content))
+	}
+	return err
+}
+
+// raw asks the node's kubelet through the API server.
+func (c *client) raw(path string) (string, error) {
+	return c.kubectl(nil, "get", "--raw", "/api/v1/nodes/"+c.node.Name+"/proxy/"+path)
+}
+
+func (c *client) stats() error {
+	out, err := c.raw("stats/summary")
+	if err != nil {
+		return err
+	}
+	var summary struct{ Node struct{ NodeName string } }
+	if err := json.Unmarshal([]byte(out), &summary); err != nil {
+		return err
+	}
+	if summary.Node.NodeName != c.node.Name {
+		return fmt.Errorf("statistics of node %q", summary.Node.NodeName)
+	}
+	return nil
+}
+
+func (c *client) metrics() error {
+	out, err := c.raw("metrics/cadvisor")
+	if want := fmt.Sprintf("pod=%q", c.pod()); err == nil && !strings.Contains(out, want) {
+		err = fmt.Errorf("metrics of %s lack %s", c.node.Name, want)
+	}
+	return err
+}
+
+// top asks for metrics that are younger than the question: the metrics-server goes round every ten seconds, and shows for a while what it
+// has of a node that it reaches no more.
+func (c *client) top() error {
+	begin := time.Now()
+	c.limit = max(c.limit, 25*time.Second)
+	for {
+		out, err := c.kubectl(nil, "get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes/"+c.node.Name)
+		var metrics struct{ Timestamp time.Time }
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &metrics)
+		}
+		if err == nil && metrics.Timestamp.After(begin) {
+			break
+		}
+		if time.Since(begin) > c.limit {
+			return fmt.Errorf("metrics of %v: %w", metrics.Timestamp, errors.Join(err, context.DeadlineExceeded))
+		}
+		time.Sleep(time.Second)
+	}
+	for _, what := range [][]string{{"node", c.node.Name}, {"pod", c.pod()}} {
+		out, err := c.kubectl(nil, "top", what[0], "--no-headers", what[1])
+		if err != nil {
+			return err
+		}
+		if f := strings.Fields(out); len(f) < 3 || f[0] != what[1] || !strings.HasSuffix(f[1], "m") {
+			return fmt.Errorf("top %s: %q", what[0], out)
+		}
+	}
+	return nil
+}
+
+// serviceByPod asks a pod that is in the node's network, from a pod on the second cloud node.
+func (c *client) serviceByPod() error { return c.askFromPod(c.node.V4.String()) }
+
+// serviceByName has the pod ask the cluster's DNS.
+func (c *client) serviceByName() error { return c.askFromPod(c.node.Name) }
+
+func (c *client) askFromPod(host string) error {
+	out, err := c.kubectl(nil, "exec", "pod-"+c.w.Cloud[1].Name, "--", "workload", "get", "http://"+host+":"+nodePort+"/")
+	if err == nil {
+		err = c.greeting(out, "host-"+c.node.Name)
+	}
+	return err
+}
+
+// serviceByProcess asks the same, from a program of the first cloud node that Kubernetes knows nothing of.
+func (c *client) serviceByProcess() error {
+	out, err := c.w.Cloud[0].Run("curl", "--silent", "--show-error", "--max-time", "10", "http://"+c.node.V4.String()+":"+nodePort+"/")
+	if err == nil {
+		err = c.greeting(out, "host-"+c.node.Name)
+	}
+	return err
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package k8s
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
+)
+
+// TestMatrix makes every check on every node: with a tunnel all of them pass, without one those on edge nodes fail.
+func TestMatrix(t *testing.T) {
+	begin := time.Now()
+	since := func() time.Duration { return time.Since(begin).Round(100 * time.Millisecond) }
+	var lab string
+	t.Run("cluster", func(t *testing.T) {
+		w := newWorld(t)
+		lab = filepath.Dir(w.Lab.Dir())
+		t.Logf("ready after %v", since())
+		w.runPods()
+		if err := errors.Join(w.StartMetricsServer(), w.StartDNS(w.names())); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("pods run after %v", since())
+
+		w.check("before", false, w.Edge)
+		w.tunnelUp("--tunneled-ports", nodePort)
+		w.check("with", true, w.Nodes())
+		w.tunnelDown()
+		w.check("after", false, w.Edge)
+		t.Logf("checked after %v", since())
+	})
+	if lab != "" {
+		checkLeft(t, filepath.Base(lab))
+	}
+}
+
+// names are the nodes' names for the cluster's DNS.
+func (w *world) names() string {
+	lines := make([]string, 0, len(w.Nodes())+2)
+	lines = append(lines, "hosts {")
+	for _, n := range w.Nodes() {
+		lines = append(lines, n.V4.String()+" "+n.Name)
+	}
+	return strings.Join(append(lines, "fallthrough", "}"), "\n")
+}
+
+// check makes every check on the nodes, four at a time whatever the machine has, since they wait more than they work.
+func (w *world) check(when string, tunnel bool, nodes []*kubebed.Node) {
+	type result struct {
+		err  error
+		took time.Duration
+	}
+	results := make([]result, len(nodes)*len(checks))
+	slots := make(chan struct{}, 4)
+	var wait sync.WaitGroup
+	for i := range results {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			c := &client{w: w, node: nodes[i/len(checks)], limit: patience}
+			if !tunnel {
+				c.limit = 5 * time.Second
+			}
+			begin := time.Now()
+			err := checks[i%len(checks)].run(c)
+			results[i] = result{err, time.Since(begin)}
+		})
+	}
+	wait.Wait()
+	for i, r := range results {
+		w.t.Run(when+"/"+nodes[i/len(checks)].Name+"/"+checks[i%len(checks)].name, func(t *testing.T) {
+			t.Logf("%v: %v", r.took.Round(time.Millisecond), r.err)
+			if tunnel && r.err != nil {
+				t.Error("fails with the tunnel")
+			}
+			if !tunnel && r.err == nil {
+				t.Error("passes without a tunnel")
+			}
+		})
+	}
+}
+
+// checkLeft looks for what the cluster may have left: everything of it has the name of its lab, or is a process in its cgroups.
+func checkLeft(t *testing.T, lab string) {
+	t.Helper()
+	for _, pattern := range []string{filepath.Join(os.TempDir(), lab), "/sys/fs/cgroup/" + lab + "*", "/sys/fs/cgroup/*/" + lab + "*"} {
+		left, err := filepath.Glob(pattern)
+		if err != nil || len(left) > 0 {
+			t.Errorf("left: %v, %v", left, err)
+		}
+	}
+	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(groups, "/proc/self/mounts") {
+		content, err := os.ReadFile(file)
+		if stat, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "stat")); bytes.Contains(stat, []byte(") Z ")) {
+			continue // dead: its parent, the machine's first process, has not asked for its status yet
+		}
+		if err == nil && strings.Contains(string(content), lab) { // an error: the process has ended
+			t.Errorf("left: %s:\n%s", file, content)
+		}
+	}
+}
