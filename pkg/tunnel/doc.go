@@ -21,6 +21,7 @@
 //
 //	Stream              half-close, reset, deadlines, what was received    stream.go, inbox.go, deadline.go
 //	link                turns and queues of the writer                     writer.go
+//	                    how much may be under way                          flight.go
 //	                    frames to streams                                  reader.go, inbuf.go, frame.go
 //	                    credit, pings, life and death                      credit.go, link.go
 //	tls.Conn

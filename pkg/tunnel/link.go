@@ -66,10 +66,14 @@ type link struct {
 	unclaimed map[uint32]*Stream // opened by either end, not yet fetched by open or accept; may be reset by then
 	shown     []header           // frames to show to yamux
 	control   []byte             // encoded frames that overtake data
+	urgent    []byte             // encoded frames of streams of which nothing is in data; they overtake it
 	data      []byte             // encoded frames in order
+	batch     uint64             // counts what became of data: a stream of that number has frames in it
 	queue     int                // length of data at which streams have to wait
-	turns     turns              // streams that wait
-	batch     uint64             // which one is being queued
+	fresh     turns              // streams that wait and have had less than their share
+	turns     turns              // the others
+	share     uint64             // see fill
+	takes     uint64             // how often the writer has taken control and urgent
 	lazy      bool               // lazyTimer runs
 	lazyTimer *time.Timer        // tells the writer of frames that were queued without doing so
 	granting  []*Stream          // streams with credit to be sent
@@ -108,8 +112,9 @@ func newLink(conn io.ReadWriter, r *raw, opener bool, set settings, total *count
 		streams:   make(map[uint32]*Stream),
 		unclaimed: make(map[uint32]*Stream),
 		queue:     minQueue,
-		budget:    set.budget,
 		batch:     1,
+		takes:     1,
+		budget:    set.budget,
 		empty:     make(chan struct{}),
 	}
 }
@@ -142,7 +147,7 @@ func (l *link) fail(err error) {
 		l.endStream(s, &ResetError{Tunnel: err})
 	}
 	clear(l.unclaimed)
-	l.control, l.data, l.granting, l.lingering, l.turns = nil, nil, nil, nil, turns{}
+	l.control, l.data, l.granting, l.lingering, l.urgent, l.fresh, l.turns = nil, nil, nil, nil, nil, turns{}, turns{}
 	for _, t := range [...]*time.Timer{l.timer, l.lazyTimer} {
 		if t != nil {
 			t.Stop()
@@ -211,8 +216,9 @@ func (l *link) resetLocked(s *Stream, cause error) {
 		return
 	}
 	rst := header{typ: typeWindow, flags: flagRST, id: s.id}
-	if s.later == l.batch {
-		l.data = rst.appendTo(l.data) // it must not overtake
+	if s.later == l.takes || s.later != 0 && s.batch == l.batch {
+		q := l.queueOf(s)
+		*q = rst.appendTo(*q) // it must not overtake
 		notify(l.wake)
 	} else {
 		l.queueControl(rst)

@@ -161,21 +161,14 @@ func TestStreamsOverTheLimitAreReset(t *testing.T) {
 
 // Many streams write at once; on the wire no frame is longer than we say, and none is torn.
 func TestFramesOnTheWire(t *testing.T) {
-	p := newPair(t, testSettings())
 	var mu sync.Mutex
 	var wire bytes.Buffer
-	l := p.server.link
-	inner := l.tls
-	// Swapped before any stream is opened; the writer is idle after its first ping.
-	eventually(t, "first ping is answered", func() bool { return p.server.rtt() > 0 })
-	l.mu.Lock()
-	l.tls = readWriter{inner, writerFunc(func(b []byte) (int, error) {
+	p := newPairSeen(t, testSettings(), func(b []byte, to io.Writer) (int, error) {
 		mu.Lock()
 		wire.Write(b)
 		mu.Unlock()
-		return inner.Write(b)
-	})}
-	l.mu.Unlock()
+		return to.Write(b)
+	})
 	var wg sync.WaitGroup
 	for range 5 {
 		a, b := p.open(t)

@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -137,7 +138,21 @@ func newPair(t testing.TB, set settings) *pair {
 	return newPairOver(t, set, a, b)
 }
 
+// newPairSeen has what the server hands to TLS pass through see, which writes it on.
+func newPairSeen(t testing.TB, set settings, see func(b []byte, to io.Writer) (int, error)) *pair {
+	t.Helper()
+	a, b := tcpPair(t)
+	return newPairWith(t, set, a, b, func(c io.ReadWriter) io.ReadWriter {
+		return readWriter{c, writerFunc(func(b []byte) (int, error) { return see(b, c) })}
+	})
+}
+
 func newPairOver(t testing.TB, set settings, agentConn, serverConn net.Conn) *pair {
+	t.Helper()
+	return newPairWith(t, set, agentConn, serverConn, func(c io.ReadWriter) io.ReadWriter { return c })
+}
+
+func newPairWith(t testing.TB, set settings, agentConn, serverConn net.Conn, server func(io.ReadWriter) io.ReadWriter) *pair {
 	t.Helper()
 	ca := newPKI(t)
 	p := &pair{accepted: make(chan *Stream, 4096), agentRaw: agentConn, serverRaw: serverConn}
@@ -153,7 +168,7 @@ func newPairOver(t testing.TB, set settings, agentConn, serverConn net.Conn) *pa
 	if err := <-errc; err != nil {
 		t.Fatal(err)
 	}
-	p.server = newSession(st, sr, true, set, &p.serverTotal, discardLog)
+	p.server = newSession(server(st), sr, true, set, &p.serverTotal, discardLog)
 	p.agent = newSession(at, ar, false, set, &p.agentTotal, discardLog)
 	p.wg.Go(func() { p.server.run(nil) })
 	p.wg.Go(func() {

@@ -37,8 +37,10 @@ type Stream struct {
 	readBy, writeBy deadline
 
 	pending  []byte // what Write has not queued yet
-	later    uint64 // the batch that WriteLater wrote to
-	inTurns  bool   // in link.turns
+	later    uint64 // link.takes when WriteLater last wrote; 0: never
+	inTurns  bool   // in link.turns or link.fresh
+	share    uint64 // see link.fill
+	batch    uint64 // of the last frame in link.data, see link.batch
 	nextTurn *Stream
 	credit   int64 // bytes we may send
 	told     bool  // the far end knows that we wait for credit
@@ -224,7 +226,7 @@ func (s *Stream) WriteLater(p []byte) error {
 		return err
 	}
 	l.queueData(s, p)
-	s.later = l.batch
+	s.later = l.takes
 	l.wakeLazily()
 	return nil
 }
@@ -257,7 +259,8 @@ func (s *Stream) CloseWrite() error {
 		return err
 	}
 	// After the data of the stream, so not with the control frames.
-	l.data = header{typ: typeWindow, flags: flagFIN, id: s.id}.appendTo(l.data)
+	q := l.queueOf(s)
+	*q = header{typ: typeWindow, flags: flagFIN, id: s.id}.appendTo(*q)
 	s.finSent = true
 	l.removeIfFinished(s)
 	notify(l.wake)

@@ -584,30 +584,22 @@ func TestBulkBothWaysIsIntact(t *testing.T) {
 // A key that is pressed while others copy files waits for a few frames, not for the files: it is counted how many bytes
 // of others go to TLS between its Write and its own frame. On a slow link these must be few.
 func TestSmallWriteWaitsForAFewFrames(t *testing.T) {
-	t.Run("fast", func(t *testing.T) { smallWriteWaits(t, 0, maxQueue) })
-	t.Run("slow", func(t *testing.T) { smallWriteWaits(t, 3*queueTime, minQueue) })
+	t.Run("fast", func(t *testing.T) { smallWriteWaits(t, 0) })
+	t.Run("slow", func(t *testing.T) { smallWriteWaits(t, 20*time.Millisecond) })
 }
 
-// smallWriteWaits is the test with a link that takes each batch of frames in the given time, and then should have a queue of
-// that length.
-func smallWriteWaits(t *testing.T, batch time.Duration, queue int) {
-	p := newPair(t, testSettings())
-	eventually(t, "first ping is answered", func() bool { return p.server.rtt() > 0 })
+// smallWriteWaits is the test with a link that takes each batch of frames in the given time.
+func smallWriteWaits(t *testing.T, batch time.Duration) {
 	const copies = 4
 	var seen, pressed, passed atomic.Int64 // bytes written; the same when the key was pressed, and when it went out
-	l := p.server.link
-	l.mu.Lock()
-	l.queue = maxQueue
-	inner := l.tls
-	l.tls = readWriter{inner, writerFunc(func(b []byte) (int, error) {
+	p := newPairSeen(t, testSettings(), func(b []byte, to io.Writer) (int, error) {
 		time.Sleep(batch)
 		if at := bytes.Index(b, []byte("KEYSTROKE")); at >= 0 {
 			passed.Store(seen.Load() + int64(at))
 		}
 		seen.Add(int64(len(b)))
-		return inner.Write(b)
-	})}
-	l.mu.Unlock()
+		return to.Write(b)
+	})
 	var wg sync.WaitGroup
 	var streams []*Stream
 	for range copies {
@@ -617,7 +609,6 @@ func smallWriteWaits(t *testing.T, batch time.Duration, queue int) {
 		wg.Go(func() { _, _ = a.Write(make([]byte, 1<<30)); a.Close() })
 	}
 	key, far := p.open(t)
-	time.Sleep(10 * batch) // for the queue to adapt
 	var waited []int64
 	for range 30 {
 		time.Sleep(5 * time.Millisecond)
@@ -626,10 +617,10 @@ func smallWriteWaits(t *testing.T, batch time.Duration, queue int) {
 		mustRead(t, far, "KEYSTROKE")
 		waited = append(waited, passed.Load()-pressed.Load())
 	}
-	// One frame of each stream that waits, the queue, and the batch that is being written. The median, because the
+	// Only what is being written: neither the queue, nor a frame of each stream that waits. The median, because the
 	// scheduler may put us aside before the Write.
 	slices.Sort(waited)
-	if bound := int64(copies*(maxSend+headerLen) + 2*(queue+maxSend+headerLen)); waited[15] > bound {
+	if bound := int64(maxQueue + maxSend + headerLen); waited[15] > bound {
 		t.Errorf("%d bytes went before, want at most %d", waited[15], bound)
 	}
 	for _, s := range streams {

@@ -8,12 +8,12 @@ import (
 )
 
 const (
-	// The queue of frames for the writer is short, so that what is written later does not wait long: queueTime and the same
-	// again for the frames that are being written. How many bytes that is depends on the link; the length is adapted
-	// between the two bounds. At less than 30 Mbit/s it is minQueue.
-	queueTime = 8 * time.Millisecond
-	minQueue  = 32 << 10
-	maxQueue  = 128 << 10
+	// Bounds of the queue of frames for the writer: half of what may wait in the kernel. See flight.go.
+	minQueue = 16 << 10
+	maxQueue = 128 << 10
+
+	// maxUrgent bounds the frames that overtake those of other streams.
+	maxUrgent = 32 << 10
 
 	// lazyTime is how long a frame that nobody waits for may wait for company. A timer wakes a thread, so it is not worth less.
 	lazyTime = 5 * time.Millisecond
@@ -73,7 +73,7 @@ func (l *link) wakeLazily() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.lazy = false
-		if len(l.control)+len(l.data) > 0 {
+		if len(l.control)+len(l.urgent)+len(l.data) > 0 {
 			notify(l.wake)
 		}
 	})
@@ -89,24 +89,39 @@ func (l *link) queueTurn(s *Stream) {
 		return
 	}
 	s.inTurns = true
-	l.turns.push(s)
+	if s.share < l.share+maxSend && s.batch != l.batch {
+		l.fresh.push(s)
+	} else {
+		l.turns.push(s)
+	}
 	if l.fill() {
 		notify(l.wake)
 	}
 }
 
-// fill moves pending bytes into the queue while there is room, and reports whether it did. This is the whole of fairness:
-// streams take turns, one frame each; one without credit has none. Needs mu.
+// fill moves pending bytes into the queues while there is room, and reports whether it did. This is the whole of fairness: streams
+// take turns, one frame each; one without credit has none. A stream that has had less than its share (share counts the
+// bytes of each, that of the link those of whoever is served) goes first, and its frame overtakes what others have queued. Needs mu.
 func (l *link) fill() (filled bool) {
-	for len(l.data) < l.queue {
-		s := l.turns.pop()
+	for {
+		var s *Stream
+		if len(l.urgent) < maxUrgent {
+			s = l.fresh.pop()
+		}
+		waited := s == nil
+		if waited && len(l.data) < l.queue {
+			s = l.turns.pop()
+		}
 		if s == nil {
-			break
+			return filled
 		}
 		s.inTurns = false
 		n := int(min(int64(len(s.pending)), s.credit, maxSend))
 		if n == 0 || s.ending || l.streams[s.id] != s {
 			continue
+		}
+		if waited {
+			s.batch = l.batch
 		}
 		l.queueData(s, s.pending[:n])
 		s.pending = s.pending[n:]
@@ -121,13 +136,23 @@ func (l *link) fill() (filled bool) {
 			l.tellBlocked(s)
 		}
 	}
-	return filled
+}
+
+// queueOf is where the next frame of s goes: in front, unless there are frames of it in data. Needs mu.
+func (l *link) queueOf(s *Stream) *[]byte {
+	if s.batch == l.batch {
+		return &l.data
+	}
+	return &l.urgent
 }
 
 // queueData queues a frame. Needs mu.
 func (l *link) queueData(s *Stream, p []byte) {
-	l.data = header{typ: typeData, id: s.id, length: uint32(len(p))}.appendTo(l.data)
-	l.data = append(l.data, p...)
+	q := l.queueOf(s)
+	*q = header{typ: typeData, id: s.id, length: uint32(len(p))}.appendTo(*q)
+	*q = append(*q, p...)
+	l.share = max(l.share, s.share)
+	s.share = l.share + uint64(len(p))
 	s.credit -= int64(len(p))
 	l.bytesOut.Add(uint64(len(p)))
 }
@@ -137,7 +162,7 @@ func (l *link) tellBlocked(s *Stream) {
 	if s.told || s.ending || l.streams[s.id] != s {
 		return
 	}
-	s.told = true
+	s.told, s.batch = true, l.batch
 	l.data = header{typ: typeWindow, id: s.id}.appendTo(l.data)
 	notify(l.wake)
 }
@@ -165,35 +190,45 @@ func (q *turns) pop() *Stream {
 // writeLoop writes what is queued until the link is dead.
 func (l *link) writeLoop() {
 	var control, data []byte
+	f := newFlight(l.raw.Conn)
+	look := time.NewTimer(time.Hour)
+	defer look.Stop()
 	for {
 		select {
 		case <-l.wake:
+		case <-look.C:
+			f.wokenAt(time.Now())
 		case <-l.dead:
 			return
 		}
+		look.Stop()
 		runtime.Gosched() // whoever has something to send by now, let him queue it: one record and one system call for all
 		for {
-			var closing bool
-			control, data, closing = l.takeQueued(control, data)
+			var left, closing bool
+			may := f.may(time.Now())
+			control, data, left, closing = l.takeQueued(control, data, may, min(max(f.unsentLimit()/2, minQueue), maxQueue))
+			f.busy = f.busy || left
 			if len(control)+len(data) == 0 {
-				if closing && !l.raw.closeWrite() {
+				switch {
+				case left:
+					look.Reset(time.Until(f.next))
+				case closing && !l.raw.closeWrite():
 					l.fail(errClosed)
 				}
 				break
 			}
-			begun := time.Now()
 			if err := l.writeOut(control, data); err != nil {
 				l.fail(linkError(err))
 				return
 			}
-			l.adapt(len(data), time.Since(begun))
+			f.wrote(len(control) + len(data))
 		}
 	}
 }
 
-// takeQueued swaps the queues with two empty buffers, and fills them again: streams prepare the next frames while
-// these are written.
-func (l *link) takeQueued(control, data []byte) (c, d []byte, closing bool) {
+// takeQueued swaps the queues with two empty buffers, and fills them again up to the given length: streams prepare the next frames
+// while these are written. Unless data may go, it is left.
+func (l *link) takeQueued(control, data []byte, may bool, queue int) (c, d []byte, left, closing bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.granting {
@@ -204,16 +239,21 @@ func (l *link) takeQueued(control, data []byte) (c, d []byte, closing bool) {
 	}
 	l.granting = l.granting[:0]
 	l.pongs = 0
-	l.batch++
-	if l.trim && len(l.data) == 0 {
-		l.trim, l.data, data, l.granting = false, nil, nil, nil
+	l.takes++
+	if l.trim && len(l.data)+len(l.urgent) == 0 {
+		l.trim, l.data, data, l.urgent, l.granting = false, nil, nil, nil, nil
 		l.raw.trim()
 	}
-	c, d = l.control, l.data
-	l.control, l.data = control[:0], data[:0]
-	l.busy = l.busy || len(d) > 0
+	l.queue = queue
+	l.busy = l.busy || len(l.data)+len(l.urgent) > 0
+	c, d = append(l.control, l.urgent...), data[:0]
+	l.control, l.urgent = control[:0], l.urgent[:0]
+	if may {
+		d, l.data = l.data, d
+		l.batch++
+	}
 	l.fill()
-	return c, d, l.closing
+	return c, d, len(l.data) > 0, l.closing
 }
 
 // writeOut hands frames to TLS, and the records to the kernel together.
@@ -232,18 +272,4 @@ func (l *link) writeOut(control, data []byte) error {
 		}
 	}
 	return l.raw.uncork()
-}
-
-// adapt changes the length of the queue to what the link takes in queueTime, after n bytes of data took that long.
-func (l *link) adapt(n int, took time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case n < l.queue:
-		// Too little to tell.
-	case took > queueTime:
-		l.queue = max(l.queue/2, minQueue)
-	case took < queueTime/4:
-		l.queue = min(l.queue*2, maxQueue)
-	}
 }
