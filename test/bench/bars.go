@@ -22,10 +22,11 @@ func bars(k kind) []bar {
 	return nil
 }
 
-// The bars of long links: bulk, and the 99th percentile of keys beside bulk.
+// The bars of long links: bulk, and the 99th percentile of keys beside bulk; bulk beside stalled readers.
 var (
 	longBulkBar = bar{against: directPath, limit: 0.95, atLeast: true}
 	longKeysBar = bar{limit: 1.5}
+	stalledBar  = bar{limit: 0.95, atLeast: true}
 )
 
 // The bars of the hop between servers, as ratios to an own tunnel.

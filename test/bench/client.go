@@ -51,6 +51,8 @@ func (t task) do() (sample, error) {
 		return t.bulk()
 	case downFor, upFor:
 		return t.flow()
+	case stalled:
+		return t.besideStalled()
 	case keysDown, keysUp:
 		return t.keys()
 	case visits:

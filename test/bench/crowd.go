@@ -342,10 +342,13 @@ func (c *crowd) metrics(ctx context.Context) (map[string]float64, error) {
 }
 
 // memory reads a line of the server's /proc/PID/status, in KiB.
-func (c *crowd) memory(field string) (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.server.PID()))
+func (c *crowd) memory(field string) (float64, error) { return memoryOf(c.server, field) }
+
+// memoryOf is a line of a process's status, in KiB.
+func memoryOf(p *netlab.Process, field string) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
-		return 0, fmt.Errorf("the server is gone: %w; it wrote:\n%s", err, c.server.Log())
+		return 0, fmt.Errorf("a process is gone: %w; it wrote:\n%s", err, p.Log())
 	}
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, field+":"); ok {

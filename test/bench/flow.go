@@ -44,6 +44,28 @@ func (t task) flow() (sample, error) {
 	return s, err
 }
 
+// stalledReaders is how many do not read what they asked for, and stalledLead for how long before the flow begins.
+const (
+	stalledReaders = 8
+	stalledLead    = 2 * time.Second
+)
+
+// besideStalled is a flow beside connections of the same path that nobody reads.
+func (t task) besideStalled() (sample, error) {
+	others := t
+	others.Work.Conns = stalledReaders
+	conns, err := others.dialAll(func(int) []byte { return request(wantFlow, flowLimit.Milliseconds()) })
+	defer closeAll(conns)
+	for _, c := range conns {
+		err = errors.Join(err, c.SetLinger(0)) // the service is told to stop
+	}
+	if err != nil {
+		return sample{}, err
+	}
+	time.Sleep(stalledLead)
+	return t.flow()
+}
+
 func fetchFor(c *net.TCPConn, millis int64) (int64, error) {
 	if _, err := c.Write(request(wantFlow, millis)); err != nil {
 		return 0, err

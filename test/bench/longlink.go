@@ -60,6 +60,9 @@ func longlinks(quick bool) []longlink {
 	for _, l := range []longlink{{RoundTrip: 100, Mbit: 100}, {RoundTrip: 50, Mbit: 300}} {
 		for _, l.Loss = range losses {
 			l.Works = []measured{row(downFor, 1, bulkFor), row(upFor, 1, bulkFor)}
+			if l.RoundTrip == 100 && l.Loss == 0 {
+				l.Works = append(l.Works, row(stalled, 1, bulkFor))
+			}
 			all = append(all, l)
 		}
 	}
@@ -75,7 +78,7 @@ func longlinks(quick bool) []longlink {
 
 func longKinds() []string {
 	var kinds []string
-	for _, k := range []kind{downFor, upFor, keysDown, keysUp} {
+	for _, k := range []kind{downFor, upFor, stalled, keysDown, keysUp} {
 		kinds = append(kinds, string(k))
 	}
 	return kinds
@@ -133,6 +136,11 @@ func (l longlink) measure(ctx context.Context, o options, round int) (err error)
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
+			if m.Work.Kind == stalled && p.near != nil {
+				if got.NearRSS, err = memoryOf(p.near, "VmRSS"); err != nil {
+					return err
+				}
+			}
 			m.Paths[p.name] = append(m.Paths[p.name], got)
 			time.Sleep(4 * settings.Delay) // the last acknowledgments
 		}
@@ -145,9 +153,14 @@ func mbit(s sample) float64 { return float64(s.Bytes) * 8 / 1e6 / s.Seconds }
 func (r *longlinkResult) text() string {
 	bulk := table{{"link", "direction", title(directPath), title(muxPath), title(tunnelPath), "÷ no relay (" + longBulkBar.text() + ")", "bar", "yamux defaults ÷ no relay"}}
 	keys := table{{"link", "bulk", "of", "Mbit/s", "key p50, p99", "on a TCP connection beside: p50, p99", "p99 ÷ p99 beside (" + longKeysBar.text() + ")", "bar"}}
+	lame := table{{"link", "path", "alone", "beside stalled readers", "÷ alone (" + stalledBar.text() + ")", "bar", "memory of the near end, MiB"}}
 	for _, l := range r.Links {
 		for _, m := range l.Works {
 			switch m.Work.Kind {
+			case stalled:
+				for _, path := range longPaths {
+					lame = append(lame, m.stalledRow(l, path))
+				}
 			case downFor, upFor:
 				bulk = append(bulk, m.longBulkRow(l))
 			case keysDown, keysUp:
@@ -158,7 +171,8 @@ func (r *longlinkResult) text() string {
 		}
 	}
 	return r.Run.text() + "Bulk, one stream, from the edge (down) and to it (up): Mbit a second (range)\n\n" + bulk.String() +
-		"\nKeys beside four busy streams of the same path: milliseconds, medians of the rounds\n\n" + keys.String()
+		"\nKeys beside four busy streams of the same path: milliseconds, medians of the rounds\n\n" + keys.String() +
+		fmt.Sprintf("\nA busy reader beside %d of the same path that read nothing: Mbit a second\n\n", stalledReaders) + lame.String()
 }
 
 func (m measured) direction() string {
@@ -176,6 +190,19 @@ func (m measured) longBulkRow(l longlink) []string {
 	}
 	ours := ratios(each(m.Paths[tunnelPath], mbit), direct)
 	return append(row, spreadOf(ours).text(2), longBulkBar.judge(ours), spreadOf(ratios(each(m.Paths[muxPath], mbit), direct)).text(2))
+}
+
+func (m measured) stalledRow(l longlink, path string) []string {
+	samples, alone := m.Paths[path], l.Works[0].Paths[path] // of the same rounds
+	quotients := ratios(each(samples, mbit), each(alone, mbit))
+	verdict, memory := "", "–"
+	if path == tunnelPath {
+		verdict = stalledBar.judge(quotients)
+	}
+	if path != directPath {
+		memory = number(spreadOf(each(samples, func(s sample) float64 { return s.NearRSS / 1024 })).Median, 1)
+	}
+	return []string{l.String(), title(path), spreadOf(each(alone, mbit)).text(1), spreadOf(each(samples, mbit)).text(1), spreadOf(quotients).text(2), verdict, memory}
 }
 
 func (m measured) longKeysRow(l longlink, path string) []string {

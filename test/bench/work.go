@@ -16,6 +16,7 @@ const (
 	// On long links, by time and not by amount.
 	downFor  kind = "down for" // bytes from the service
 	upFor    kind = "up for"   // bytes to it
+	stalled  kind = "down beside stalled readers"
 	keysDown kind = "keys beside down"
 	keysUp   kind = "keys beside up"
 	visits   kind = "visit" // connect to each of many nodes and be told its name
@@ -73,6 +74,8 @@ type sample struct {
 	// The same of the connection that Beside asked for.
 	BesideP50 float64 `json:"beside_p50_us,omitempty"`
 	BesideP99 float64 `json:"beside_p99_us,omitempty"`
+	// NearRSS is the memory of the near end beside stalled readers, in KiB.
+	NearRSS float64 `json:"near_rss_kib,omitempty"`
 	// CPU seconds of the near and of the far end, and of what is between, filled in by who asked for the sample.
 	Near    float64 `json:"near_cpu"`
 	Between float64 `json:"between_cpu,omitempty"`
