@@ -17,8 +17,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
 	"github.com/edge-tunnel/edge-tunnel/test/netlab"
@@ -42,6 +46,8 @@ var checks = []check{
 	{"exit status", (*client).exitStatus},
 	{"stdin", (*client).stdin},
 	{"stdin over SPDY", overSPDY((*client).stdin)},
+	{"terminal", (*client).terminal},
+	{"terminal over SPDY", overSPDY((*client).terminal)},
 	{"attach", (*client).attach},
 	{"port-forward", (*client).portForward},
 	{"port-forward over SPDY", overSPDY((*client).portForward)},
@@ -206,6 +212,76 @@ func (c *client) stdin() error {
 		err = fmt.Errorf("sum of stdin: %q, want %s", out, sum)
 	}
 	return err
+}
+
+// terminal is kubectl exec -it in a window that changes its size.
+func (c *client) terminal() error {
+	ctx, cancel := context.WithTimeout(context.Background(), c.limit)
+	defer cancel()
+	window, tty, err := openTerminal()
+	if err != nil {
+		return err
+	}
+	defer window.Close()
+	defer tty.Close()
+	resize := func(rows, columns uint16) error {
+		return unix.IoctlSetWinsize(int(window.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
+	}
+	if err := resize(33, 77); err != nil {
+		return err
+	}
+	// The window's size arrives a moment after the start.
+	cmd := c.command(ctx, "exec", "--stdin", "--tty", c.pod(), "--", "sh", "-c", `
+		until [ "$(stty size)" = "33 77" ]; do sleep 0.1; done 2>/dev/null; stty size
+		while [ "$(stty size)" = "33 77" ]; do sleep 0.1; done; stty size; exit 7`)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		tty.Close() // now the window's reader gets an end
+		ended <- err
+	}()
+	lines := bufio.NewScanner(window)
+	var seen []string
+	for lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if seen = append(seen, line); line != "33 77" {
+			continue
+		}
+		// A shell's terminal would send the signal; this kubectl has no session of its own.
+		if err := errors.Join(resize(44, 88), cmd.Process.Signal(syscall.SIGWINCH)); err != nil {
+			seen = append(seen, err.Error())
+		}
+	}
+	err = <-ended
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 7 && len(seen) >= 2 && slices.Equal(seen[:2], []string{"33 77", "44 88"}) {
+		return nil
+	}
+	return fmt.Errorf("terminal: %w, it showed %q", err, seen)
+}
+
+// openTerminal returns both ends of a pseudo terminal.
+func openTerminal() (window, tty *os.File, err error) {
+	// Not blocking, so that a read ends with the window.
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	window = os.NewFile(uintptr(fd), "ptmx")
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err != nil {
+		window.Close()
+	}
+	return window, tty, err
 }
 
 func (c *client) attach() error {
