@@ -15,6 +15,7 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
 	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
@@ -36,6 +37,12 @@ type options struct {
 	hostOnly     bool         // leave pods alone
 	optOut       []string     // cgroup folders, relative to cgroupRoot
 
+	kubernetes bool           // targets come from Nodes
+	kubeconfig string         // empty: in a pod
+	nodeName   string         // our own Node
+	edge       kube.EdgeNodes // which are tunneled
+	connected  bool           // only those whose agents were seen
+
 	admin        string
 	control      string
 	bpffs        string
@@ -55,6 +62,8 @@ func parse(env cli.Env) (options, error) {
 		admin:        "127.0.0.1:10265",
 		control:      "/run/edge-tunnel/server.sock",
 		bpffs:        "/sys/fs/bpf",
+		nodeName:     env.Getenv("NODE_NAME"),
+		edge:         kube.DefaultEdgeNodes(),
 		drainTimeout: 10 * time.Second,
 	}
 	flags := cli.Flags{
@@ -66,6 +75,8 @@ func parse(env cli.Env) (options, error) {
 				Command: "tunnel-server --ca-cert ca.crt --cert cloud-1.crt --key cloud-1.key --state-dir /var/lib/edge-tunnel"},
 			{What: "Intercept Prometheus' exporters too, and only for edge addresses of one range.",
 				Command: "tunnel-server … --tunneled-ports 9100,9256 --target-cidr 10.99.0.0/16"},
+			{What: "In Kubernetes: edge addresses come from Node objects, not from agents' certificates.",
+				Command: "tunnel-server … --nodes-from kubernetes --node-name cloud-1 --kubeconfig /etc/edge-tunnel/kubeconfig"},
 			{What: "See what it does.", Command: "tunnelctl status; tunnelctl targets; bpftool map dump pinned /sys/fs/bpf/edge-tunnel/v1/maps/targets"},
 		},
 		Notes: "The programs and maps stay in the kernel when tunnel-server ends: connects to edge addresses are then refused" +
@@ -98,6 +109,19 @@ func parse(env cli.Env) (options, error) {
 	tun.IntVar(&o.maxPerPod, "max-connections-per-pod", o.maxPerPod, "Open connections of one pod's container (counted by cgroup) at most;"+
 		" more are reset. The host's own have no such limit. 0: a quarter of --max-connections.")
 	tun.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
+
+	cluster := flags.Group("Kubernetes")
+	cli.ChoiceVar(cluster, &o.kubernetes, "nodes-from", []cli.Choice[bool]{{Word: "certificates", Value: false}, {Word: "kubernetes", Value: true}},
+		"Where edge nodes and their addresses are taken from: the certificates of agents that have logged in, or Node objects.")
+	cluster.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` that says where the API server is. Default: the pod's ServiceAccount.")
+	cluster.StringVar(&o.nodeName, "node-name", o.nodeName, "`NAME` of this machine's Node: a list without it is not believed. Default: $NODE_NAME.")
+	cli.ListVar(cluster, &o.edge.Labels, "edge-label", cli.List[kube.Label]{
+		Type: "KEY=VALUE", Form: "labels, such as node-role.kubernetes.io/edge=true", Parse: kube.ParseLabel,
+	}, "Nodes with one of these labels are edge nodes.")
+	cluster.StringSliceVar(&o.edge.Modes, "edge-mode-label", o.edge.Modes, "Edge nodes whose label of one of these `KEY`s is set, and not to normal,"+
+		" are reached directly and never intercepted.")
+	cli.ChoiceVar(cluster, &o.connected, "intercept-nodes", []cli.Choice[bool]{{Word: "selected", Value: false}, {Word: "connected", Value: true}},
+		"Which of them are intercepted: all, or those whose agent has logged in once, for a migration.")
 
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
@@ -163,6 +187,12 @@ func (o *options) validate() error {
 	}
 	if len(o.peers) > tunnel.MaxPeers {
 		errs = append(errs, cli.Usagef("--peer: %d servers are more than %d", len(o.peers), tunnel.MaxPeers))
+	}
+	if o.kubernetes && o.nodeName == "" {
+		errs = append(errs, cli.WithHint(cli.Usagef("--node-name: the name of this machine's Node is missing"), "in a pod, set $NODE_NAME from spec.nodeName"))
+	}
+	if !o.kubernetes && (o.kubeconfig != "" || o.connected) {
+		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
 	}
 	if o.maxConns < 0 {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))

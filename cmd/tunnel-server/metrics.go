@@ -3,6 +3,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
@@ -61,6 +63,19 @@ func (s *server) metrics() []admin.Metric {
 			admin.Gauge("edge_tunnel_peer_streams", "Of these, those that are open.", forwarded.Open),
 			admin.CounterBy("edge_tunnel_peer_streams_ended_total", "Of these, those that have ended, by reason.", "reason", forwarded.Ended),
 			admin.Counter("edge_tunnel_peer_streams_overflowed_total", "Streams of other servers refused because too many were open.", forwarded.Overflowed),
+		)
+	}
+	if s.cluster != nil {
+		v := s.cluster.view()
+		stale := 0.0
+		if !v.Since.IsZero() {
+			stale = time.Since(v.Since).Seconds()
+		}
+		list = append(list,
+			admin.Gauge("edge_tunnel_cluster_complete", "1 once the cluster's Nodes have been listed, whole.", oneIf(v.Complete)),
+			admin.Gauge("edge_tunnel_cluster_nodes", "Nodes in the cluster.", v.Nodes),
+			admin.Gauge("edge_tunnel_cluster_tunneled_nodes", "Edge nodes in the cluster that are tunneled.", v.Tunneled),
+			admin.Gauge("edge_tunnel_cluster_stale_seconds", "Time since when the Nodes cannot be followed; 0 while they can.", stale),
 		)
 	}
 	if counters, err := s.kernel.Stats(); err == nil {

@@ -99,6 +99,13 @@ func run(ctx context.Context, env cli.Env) error {
 		config.Servers = func() int { return 1 + len(peers.Live()) }
 	}
 	config.TLS = ids.ServerTLS(roles)
+	var cloud *cluster // nil without Kubernetes
+	if o.kubernetes {
+		if cloud, err = newCluster(env, o, targets, log); err != nil {
+			return err
+		}
+		config.Authorize, config.OnLogin = cloud.welcome(config.Authorize), cloud.login
+	}
 	tunnels, err := tunnel.NewServer(config)
 	if err != nil {
 		return err
@@ -121,6 +128,12 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer conns.Close()
+	if cloud != nil {
+		cloud.exclude = func(node string) {
+			tunnels.Exclude(node)
+			conns.Forget(node)
+		}
+	}
 	network := &network{
 		fixed: o.nodeIPs, loopback: kernel.HostAddrs(), log: log,
 		redirects: &redirects{
@@ -141,7 +154,7 @@ func run(ctx context.Context, env cli.Env) error {
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s := &server{
-		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way,
+		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way, cluster: cloud,
 		network: network, guard: &guard{kernel: kernel, reopen: network.reopen, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
 	}
 	adminServer, err := admin.New(admin.Config{
@@ -191,6 +204,9 @@ func run(ctx context.Context, env cli.Env) error {
 	frontGroup.Go(func() error { return known.Run(front) })
 	frontGroup.Go(func() error { return adminServer.Serve(front, adminLn) })
 	frontGroup.Go(func() error { return control.Serve(front, controlLn) })
+	if cloud != nil {
+		frontGroup.Go(func() error { return cloud.nodes.Run(front) })
+	}
 	group.Go(func() error { return ids.Run(services) })
 	group.Go(func() error { return tunnels.Serve(services, tunnelLn) })
 	group.Go(func() error { daemon.Reload(services, env.Reload, ids, log); return nil })

@@ -57,6 +57,7 @@ type targets struct {
 
 	mu      sync.Mutex // guards what follows
 	rules   route.Rules
+	servers []netip.Addr        // of nodes that run servers; beside the rules, since somebody else knows them
 	up      map[string]struct{} // nodes with a tunnel
 	flipped map[string]struct{} // nodes that came to or left up, not yet told to the kernel
 	stale   bool                // claims or rules have changed since the latest build
@@ -177,9 +178,36 @@ func (t *targets) online(node string, online bool) {
 	})
 }
 
-// setRules notes other rules.
+// setRules notes other rules. Rules.Servers is set by replace alone.
 func (t *targets) setRules(rules route.Rules) {
 	t.note(func() { t.rules, t.stale = rules, true })
+}
+
+// replace notes the claims of all nodes, and which addresses are those of nodes that run servers. It returns the nodes that were known before
+// and are not any more.
+func (t *targets) replace(claims []route.Claim, servers []netip.Addr) (gone []string) {
+	was := make(map[string]struct{})
+	for _, name := range t.known.Names() {
+		was[name] = struct{}{}
+	}
+	changed := false
+	for _, c := range claims {
+		delete(was, c.Node)
+		is, err := t.known.Learn(c)
+		if err != nil {
+			t.log.Warn("what a node says its addresses are is refused, what it said before counts", "node", c.Node, "addrs", len(c.Addrs), "err", err)
+		}
+		changed = changed || is
+	}
+	for name := range was {
+		t.known.Forget(name)
+		gone = append(gone, name)
+	}
+	t.note(func() {
+		t.stale = t.stale || changed || len(gone) > 0 || !slices.Equal(t.servers, servers)
+		t.servers = servers
+	})
+	return gone
 }
 
 // forget drops a node that nobody needs any more. It returns after its addresses are neither in the kernel's list nor in the file,
@@ -299,6 +327,7 @@ func (t *targets) build() error {
 	t.stale = false
 	clear(t.flipped)
 	rules := t.rules
+	rules.Servers = t.servers
 	t.mu.Unlock()
 
 	was, table := t.table.Load(), route.Build(t.known.Claims(), rules)

@@ -33,7 +33,8 @@ type server struct {
 	conns   *intercept.Server
 	opened  *admin.Durations // how long it took to open connections
 	tunnels *tunnel.Server
-	hop     *hop // nil without peers
+	hop     *hop     // nil without peers
+	cluster *cluster // nil without Kubernetes
 	network *network
 	guard   *guard
 	listen  net.Addr        // where tunnels come in
@@ -88,6 +89,10 @@ func (s *server) status() admin.Status {
 	if s.hop != nil {
 		peers = s.hop.peers.Live()
 	}
+	var cluster *admin.Cluster
+	if s.cluster != nil {
+		cluster = s.cluster.view()
+	}
 	return admin.Status{
 		Role: admin.RoleServer, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: s.started,
 		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: s.life.Err() != nil,
@@ -96,7 +101,7 @@ func (s *server) status() admin.Status {
 		Server: &admin.ServerStatus{
 			Listen: s.listen.String(), Intercept: mode, NodeAddrs: s.network.addrs(),
 			RedirectPorts: s.kernel.RedirectPorts(), TunneledPorts: s.kernel.TunneledPorts(),
-			Peers: peers, Targets: s.targets.counts(), Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
+			Peers: peers, Targets: s.targets.counts(), Cluster: cluster, Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
 		},
 	}
 }

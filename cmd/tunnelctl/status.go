@@ -81,6 +81,7 @@ func serverRows(s *admin.ServerStatus) [][2]string {
 		{"peers", strings.Join(s.Peers, ", ")},
 		{"  targets", fmt.Sprintf("%d online, %d offline, %d ambiguous, %d refused",
 			s.Targets.Online, s.Targets.Offline, s.Targets.Ambiguous, s.Targets.Refused)},
+		{"cluster", clusterRow(s.Cluster)},
 		{"redirects to", list(s.RedirectPorts)},
 		{"  for pods at", list(s.NodeAddrs)},
 		{"kernel state", s.Pins},
@@ -99,6 +100,20 @@ func serverRows(s *admin.ServerStatus) [][2]string {
 		rows = append(rows, [2]string{"  does without", m})
 	}
 	return rows
+}
+
+func clusterRow(c *admin.Cluster) string {
+	switch {
+	case c == nil:
+		return ""
+	case c.Error != "" && !c.Complete:
+		return "its Nodes have not been listed yet: " + c.Error
+	case !c.Complete:
+		return "its Nodes have not been listed yet"
+	case c.Error != "":
+		return fmt.Sprintf("%d of %d nodes are tunneled, as of %s: %s", c.Tunneled, c.Nodes, c.Since.Local().Format(time.DateTime), c.Error)
+	}
+	return fmt.Sprintf("%d of %d nodes are tunneled", c.Tunneled, c.Nodes)
 }
 
 func agentRows(a *admin.AgentStatus) [][2]string {

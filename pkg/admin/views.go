@@ -62,9 +62,19 @@ type ServerStatus struct {
 	TunneledPorts []uint16     `json:"tunneled_ports"`  // that are intercepted on targets
 	Peers         []string     `json:"peers,omitempty"` // servers that it can forward to now
 	Targets       TargetCounts `json:"targets"`
+	Cluster       *Cluster     `json:"cluster,omitempty"` // where targets come from; nil: from the certificates of agents
 	Hooks         []Hook       `json:"hooks"`
 	Missing       []string     `json:"missing,omitempty"` // kernel features that it does without, a sentence each
 	Pins          string       `json:"pins"`              // folder of the pinned maps and links
+}
+
+// Cluster is how fresh the knowledge of a Kubernetes cluster is.
+type Cluster struct {
+	Complete bool      `json:"complete"` // its Nodes have been listed, whole, since the start
+	Nodes    int       `json:"nodes"`    // of every kind
+	Tunneled int       `json:"tunneled"` // edge nodes whose addresses are claimed
+	Error    string    `json:"error,omitempty"`
+	Since    time.Time `json:"since,omitzero"` // since when what is in force may be out of date
 }
 
 // TargetCounts counts targets by state.

@@ -78,8 +78,8 @@ func replyFailure(parent context.Context, err error) *failure {
 		return &failure{reason: string(relay.Canceled)}
 	case timedOut(err):
 		return &failure{reason: ReasonStatusTimedOut}
-	case ledger.IsTunnelLost(err):
-		return &failure{ledger.TunnelLost, err.Error()}
+	case ledger.TunnelEnd(err) != "":
+		return &failure{ledger.TunnelEnd(err), err.Error()}
 	case errors.As(err, &malformed):
 		return &failure{ReasonBadReply, err.Error()}
 	}

@@ -173,7 +173,7 @@ func startSigner(t *testing.T, c SignerConfig, edit ...func(*Signer)) *Signer {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for range 3000 {
+	for range 12000 { // after an outage an informer tries again within half of it
 		if ok() {
 			return
 		}

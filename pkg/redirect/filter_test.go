@@ -157,7 +157,7 @@ func TestFilterForgets(t *testing.T) {
 	if n := found(t, k, []Target{{edge4, "", 0}}); n != 0 {
 		t.Error("a target is still there")
 	}
-	must(t, k.SetTargets(randomTargets(scaled(1000) + 50)))
+	must(t, k.SetTargets(randomTargets(scaled(1000)+50)))
 	must(t, k.SetTargets(nil))
 	set := 0
 	var at uint32

@@ -23,6 +23,7 @@ var (
 	errReplaced  = &Error{reason: "replaced", text: "replaced by a newer tunnel"}
 	errExpired   = &Error{reason: "expired", text: "certificate expired"}
 	errForgotten = &Error{reason: "forgotten", text: "node was forgotten"}
+	errExcluded  = &Error{reason: "mode_changed", text: "node is not tunneled any more"}
 	errShutdown  = &Error{reason: "shutdown", text: "shutting down"}
 )
 
@@ -67,12 +68,15 @@ func (e *ResetError) Error() string {
 	return "stream reset by the far end"
 }
 
-// Reason is "reset_by_peer", or "tunnel_lost".
+// Reason is "reset_by_peer", "tunnel_lost", or "mode_changed" if the tunnel was dropped on purpose.
 func (e *ResetError) Reason() string {
-	if e.Tunnel != nil {
-		return "tunnel_lost"
+	switch {
+	case e.Tunnel == nil:
+		return "reset_by_peer"
+	case errors.Is(e.Tunnel, errExcluded):
+		return errExcluded.reason
 	}
-	return "reset_by_peer"
+	return "tunnel_lost"
 }
 
 // Is makes it an ECONNRESET.

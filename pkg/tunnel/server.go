@@ -531,9 +531,15 @@ func (s *Server) Recheck() int {
 }
 
 // Forget drops the tunnels of a node and what is remembered about it. It may log in again.
-func (s *Server) Forget(node string) {
+func (s *Server) Forget(node string) { s.drop(node, errForgotten) }
+
+// Exclude does the same for a node that is reached without tunnels from now on, which is what its streams say. Authorize has to keep it from
+// coming back.
+func (s *Server) Exclude(node string) { s.drop(node, errExcluded) }
+
+func (s *Server) drop(node string, why *Error) {
 	for _, t := range s.reg.forget(node) {
-		t.sess.kill(errForgotten)
+		t.sess.kill(why)
 	}
 }
 

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+// labelsOf reads KEY=VALUE pairs.
+func labelsOf(pairs ...string) map[string]string {
+	labels := make(map[string]string)
+	for _, p := range pairs {
+		l, err := ParseLabel(p)
+		if err != nil {
+			panic(p)
+		}
+		labels[l.Key] = l.Value
+	}
+	return labels
+}
+
+func TestWhichNodesAreTunneled(t *testing.T) {
+	for _, c := range []struct {
+		labels         []string
+		edge, tunneled bool
+	}{
+		{nil, false, false},
+		{[]string{"alibabacloud.com/is-edge-worker=true"}, true, true},
+		{[]string{"alibabacloud.com/is-edge-worker=false"}, false, false},
+		{[]string{"openyurt.io/is-edge-worker=true"}, true, true},
+		{[]string{"alibabacloud.com/edge-enable-reverseTunnel-client=true"}, true, true},
+		{[]string{"alibabacloud.com/is-edge-worker=true", "alibabacloud.com/interconnection-mode=normal"}, true, true},
+		{[]string{"alibabacloud.com/is-edge-worker=true", "alibabacloud.com/interconnection-mode=private"}, true, false},
+		{[]string{"alibabacloud.com/is-edge-worker=true", "alibabacloud.com/interconnection-mode=improved"}, true, false},
+		{[]string{"alibabacloud.com/is-edge-worker=true", "alibabacloud.com/interconnection-mode=yet-another"}, true, false},
+		{[]string{"alibabacloud.com/is-edge-worker=true", "openyurt.io/interconnection-mode=private"}, true, false},
+		{[]string{"alibabacloud.com/interconnection-mode=normal"}, false, false},
+	} {
+		if edge, tunneled := DefaultEdgeNodes().Mode(labelsOf(c.labels...)); edge != c.edge || tunneled != c.tunneled {
+			t.Errorf("%v: edge %v, tunneled %v; want %v, %v", c.labels, edge, tunneled, c.edge, c.tunneled)
+		}
+	}
+}
+
+func TestParseLabel(t *testing.T) {
+	for _, bad := range []string{"", "=", "a", "a=", "=b"} {
+		if l, err := ParseLabel(bad); err == nil {
+			t.Errorf("%q: %v", bad, l)
+		}
+	}
+	if l, err := ParseLabel("a/b=c=d"); err != nil || l != (Label{"a/b", "c=d"}) {
+		t.Errorf("%v, %v", l, err)
+	}
+}
+
+func node(name string, labels map[string]string, addrs ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, Annotations: map[string]string{"a": "long story"}}}
+	n.Status.Images = []corev1.ContainerImage{{Names: []string{"one"}}}
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}}
+	for _, a := range addrs {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+var (
+	edge    = labelsOf("alibabacloud.com/is-edge-worker=true")
+	private = labelsOf("alibabacloud.com/is-edge-worker=true", "alibabacloud.com/interconnection-mode=private")
+)
+
+// following is a Nodes that runs, and what it told.
+type following struct {
+	*Nodes
+	t      *testing.T
+	client *fake.Clientset
+	states chan NodesState
+	told   atomic.Int64
+}
+
+func follow(t *testing.T, client *fake.Clientset) *following {
+	f := &following{t: t, client: client, states: make(chan NodesState, 1)}
+	var err error
+	f.Nodes, err = NewNodes(NodesConfig{Client: client, Edge: DefaultEdgeNodes(), Self: "cloud-1", Changed: f.changed})
+	must(t, err)
+	f.run()
+	return f
+}
+
+func (f *following) changed(_ context.Context, s NodesState) {
+	f.told.Add(1)
+	select { // the latest only
+	case <-f.states:
+	default:
+	}
+	f.states <- s
+}
+
+// run runs until the test ends.
+func (f *following) run() {
+	ctx, cancel := context.WithCancel(f.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+	f.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			f.t.Error(err)
+		}
+	})
+}
+
+// want waits for a state with these claims, NAME or NAME@ADDR,ADDR each.
+func (f *following) want(claims ...string) NodesState {
+	f.t.Helper()
+	var last []string
+	for deadline := time.After(2 * time.Minute); ; { // after an outage the informer tries again within half of it
+		select {
+		case s := <-f.states:
+			last = nil
+			for _, c := range s.Tunneled {
+				last = append(last, strings.TrimSuffix(c.Node+"@"+strings.Trim(strings.ReplaceAll(fmt.Sprint(c.Addrs), " ", ","), "[]"), "@"))
+			}
+			if slices.Equal(last, claims) {
+				return s
+			}
+		case <-deadline:
+			f.t.Fatalf("%v, want %v", last, claims)
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f *following) put(n *corev1.Node) {
+	f.t.Helper()
+	_, err := f.client.CoreV1().Nodes().Update(f.t.Context(), n, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = f.client.CoreV1().Nodes().Create(f.t.Context(), n, metav1.CreateOptions{})
+	}
+	must(f.t, err)
+}
+
+func TestNodesAreFollowed(t *testing.T) {
+	f := follow(t, fake.NewClientset(node("cloud-1", nil, "10.0.0.1", "2001:db8::1"), node("edge-1", edge, "10.1.0.1", "2001:db8:1::1"),
+		node("edge-2", private, "10.1.0.2"), node("edge-3", edge)))
+	s := f.want("edge-1@10.1.0.1,2001:db8:1::1", "edge-3")
+	if cloud := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")}; !slices.Equal(s.Cloud, cloud) {
+		t.Errorf("cloud nodes' addresses %v, want %v", s.Cloud, cloud)
+	}
+	if st := f.Status(); !st.Complete || st.Nodes != 4 || st.Err != nil || !st.Since.IsZero() {
+		t.Errorf("%+v", st)
+	}
+
+	f.put(node("edge-2", edge, "10.1.0.2")) // its mode changed
+	f.want("edge-1@10.1.0.1,2001:db8:1::1", "edge-2@10.1.0.2", "edge-3")
+	f.put(node("edge-1", private, "10.1.0.1", "2001:db8:1::1"))
+	f.want("edge-2@10.1.0.2", "edge-3")
+	f.put(node("edge-3", edge, "10.1.0.3", "no address", "10.1.0.33")) // it got addresses
+	f.want("edge-2@10.1.0.2", "edge-3@10.1.0.3,10.1.0.33")
+	must(t, f.client.CoreV1().Nodes().Delete(t.Context(), "edge-2", metav1.DeleteOptions{}))
+	f.want("edge-3@10.1.0.3,10.1.0.33")
+
+	for _, object := range f.informer.GetStore().List() {
+		if n := object.(*corev1.Node); len(n.Annotations)+len(n.Status.Images) > 0 || len(n.Status.Addresses) > 3 {
+			t.Errorf("%s is kept with all it has: %+v", n.Name, n)
+		}
+	}
+}
+
+// What changes nothing for us, such as a heartbeat, is not told at all; what comes in a rush is told at once.
+func TestStormOfUpdates(t *testing.T) {
+	f := follow(t, fake.NewClientset(node("cloud-1", nil, "10.0.0.1"), node("edge-1", edge, "10.1.0.1")))
+	f.want("edge-1@10.1.0.1")
+	before, began := f.told.Load(), time.Now()
+	const updates = 500
+	for i := range updates {
+		n := node("edge-1", edge, fmt.Sprintf("10.1.%d.%d", i/250, i%250))
+		if i%2 == 0 {
+			n = node("cloud-1", nil, "10.0.0.1")
+			n.Annotations["beat"] = fmt.Sprint(i)
+		}
+		f.put(n)
+	}
+	last := updates - 1
+	f.want(fmt.Sprintf("edge-1@10.1.%d.%d", last/250, last%250))
+	if told, most := f.told.Load()-before, 2+int64(time.Since(began)/settleTime); told > most {
+		t.Errorf("told %d times of %d updates, want %d at most", told, updates, most)
+	}
+	before = f.told.Load()
+	n := node("cloud-1", nil, "10.0.0.1")
+	n.Annotations["beat"] = "once more"
+	f.put(n)
+	f.put(node("edge-9", edge, "10.1.0.9")) // comes after it
+	f.want(fmt.Sprintf("edge-1@10.1.%d.%d", last/250, last%250), "edge-9@10.1.0.9")
+	if told := f.told.Load() - before; told != 1 {
+		t.Errorf("told %d times, want once", told)
+	}
+}
+
+// An API server that is away, that allows nothing, or that is being restored takes nothing away.
+func TestListIsNotBelievedUntilItIsWhole(t *testing.T) {
+	client := fake.NewClientset()
+	var failure atomic.Pointer[error]
+	fail := func(err error) { failure.Store(&err) }
+	fail(apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", errors.New(`User "u" cannot list resource "nodes"`)))
+	client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if err := *failure.Load(); err != nil {
+			return true, nil, err
+		}
+		return false, nil, nil
+	})
+	f := follow(t, client)
+	eventually(t, "the missing right is named", func() bool {
+		s := f.Status()
+		return s.Err != nil && strings.Contains(s.Err.Error(), "list and watch nodes") && strings.Contains(s.Err.Error(), `cannot list resource "nodes"`) && !s.Since.IsZero()
+	})
+	fail(errors.New("connection refused"))
+	eventually(t, "the outage is named", func() bool { return strings.Contains(fmt.Sprint(f.Status().Err), "connection refused") })
+	if f.told.Load() != 0 || f.Status().Complete {
+		t.Error("a state was made up")
+	}
+
+	fail(nil) // an empty list
+	eventually(t, "an empty list is not believed", func() bool {
+		return strings.Contains(fmt.Sprint(f.Status().Err), `lists 0 nodes, and not this one, "cloud-1"`)
+	})
+	f.put(node("edge-1", edge, "10.1.0.1")) // half of it
+	eventually(t, "half a list is not believed", func() bool { return strings.Contains(fmt.Sprint(f.Status().Err), "lists 1 nodes") })
+	if f.told.Load() != 0 {
+		t.Error("half a list was believed")
+	}
+	f.put(node("cloud-1", nil, "10.0.0.1"))
+	f.want("edge-1@10.1.0.1")
+	eventually(t, "all is well", func() bool { s := f.Status(); return s.Complete && s.Err == nil && s.Since.IsZero() })
+}
