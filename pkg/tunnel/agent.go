@@ -97,7 +97,7 @@ func defaultTiming() timing {
 		retry: pause{first: time.Second, limit: 10 * time.Second},
 		// Each look for a further server costs the one that is found again a handshake, and 10,000 agents of one server look for ever.
 		// Where there are two, every look that finds the same one makes a second half as likely.
-		duplicate: pause{first: 20 * time.Second, limit: 20 * time.Minute, growth: 4},
+		duplicate: pause{first: 30 * time.Second, limit: 20 * time.Minute, growth: 4},
 		settled:   30 * time.Second,
 		probe:     3 * time.Second,
 		wakeEvery: time.Second,
@@ -252,7 +252,7 @@ func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 	searching := oneAddress && sl.index > 0 // for a further server; the first slot shows that there is one
 	for ctx.Err() == nil {
 		if searching {
-			a.awaitTunnel(ctx)
+			a.awaitTunnel(ctx, &duplicate)
 		}
 		wake := a.wakes.next()
 		renew := a.renewals.next()
@@ -304,12 +304,12 @@ func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 
 // awaitTunnel lets a slot that looks for a further server wait until there is a tunnel, and some more: with none, it would only dial the
 // same server beside the slot that lost it, and in a storm of 10,000 agents that is half of the work for nothing.
-func (a *Agent) awaitTunnel(ctx context.Context) {
+func (a *Agent) awaitTunnel(ctx context.Context, search *pause) {
 	for waited := false; ctx.Err() == nil; waited = true {
 		up := a.ups.next()
 		if a.distinct() > 0 {
 			if waited {
-				rest(ctx, mrand.N(a.time.duplicate.first), nil)
+				rest(ctx, search.next(), nil)
 			}
 			return
 		}

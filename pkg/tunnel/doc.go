@@ -6,7 +6,7 @@
 // # Lifetimes
 //
 // A [Server] takes connections from listeners it is given. Each is a pending connection until it has proven who it is (see
-// gate.go: what strangers can cost is bounded), then a tunnel in the registry, at most one that new streams use for each
+// gate.go, turnstile.go: what strangers can cost is bounded), then a tunnel in the registry, at most one that new streams use for each
 // node. Serve returns when its context ends and all of its goroutines have.
 //
 // An [Agent] keeps one tunnel to each distinct server, for ever. Run returns when its context ends and all of its
@@ -29,7 +29,8 @@
 //	net.TCPConn
 //
 // Beside the link, and on top of it, stands a yamux.Session. It numbers streams, hands out those that arrive, and bounds how
-// many may be unanswered. It sees that a stream is opened, acknowledged and over; the bytes pass it by.
+// many may be unanswered. It sees that a stream is opened, acknowledged and over; the bytes pass it by. The end that opens streams
+// does without one while there are none, see park.go.
 //
 //	Stream.Write ──► link's queue ──► writer ──► TLS         TLS ──► inbuf ──► inbox ──► Stream.Read, Stream.WriteTo
 //	                      ▲                                           │

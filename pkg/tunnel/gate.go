@@ -13,18 +13,20 @@ import (
 // oldest would be worse: at a rate of max per round trip no honest handshake would ever be completed, while at random one
 // in e still is, and agents try again. Refusing the newcomer would be worst: 4,096 idle connections would keep everybody out.
 //
-// Those that have said something and those that have not share the gate in halves, and the larger group loses one. With
-// one group for all, or the silent always first, a flood of one kind could crowd out honest agents in the other
-// stage. Source addresses play no part: behind a load balancer all agents have the same.
+// Those that have not said anything, those that wait for their turn and those whose handshake has begun share the gate in thirds, and the largest
+// group loses one. With one group for all, or the silent always first, a flood of one kind could crowd out honest agents in another
+// stage; and in a storm of honest ones, work that was begun would be lost. Source addresses play no
+// part: behind a load balancer all agents have the same.
 type gate struct {
 	mu     sync.Mutex
 	max    int
-	groups [2][]*stranger // silent, speaking
+	groups [3][]*stranger // silent, waiting, begun
 }
 
 const (
 	silent = iota
-	speaking
+	waiting
+	begun
 )
 
 // stranger is a connection in the gate. Its fields need gate.mu.
@@ -39,19 +41,19 @@ type stranger struct {
 func (g *gate) enter(c *stranger) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.groups[silent])+len(g.groups[speaking]) >= g.max {
+	if g.total() >= g.max {
 		g.dropOne()
 	}
 	g.add(c, silent)
 }
 
-// speak moves c to those that have said something.
-func (g *gate) speak(c *stranger) {
+// move puts c into another group.
+func (g *gate) move(c *stranger, group int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if c.index >= 0 {
 		g.remove(c)
-		g.add(c, speaking)
+		g.add(c, group)
 	}
 }
 
@@ -69,7 +71,7 @@ func (g *gate) leave(c *stranger) bool {
 func (g *gate) relieve() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.groups[silent])+len(g.groups[speaking]) > 0 {
+	if g.total() > 0 {
 		g.dropOne()
 	}
 }
@@ -77,13 +79,20 @@ func (g *gate) relieve() {
 func (g *gate) size() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.groups[silent]) + len(g.groups[speaking])
+	return g.total()
+}
+
+// total needs mu, as all that follow.
+func (g *gate) total() int {
+	return len(g.groups[silent]) + len(g.groups[waiting]) + len(g.groups[begun])
 }
 
 func (g *gate) dropOne() {
 	group := g.groups[silent]
-	if len(g.groups[speaking]) > len(group) {
-		group = g.groups[speaking]
+	for _, other := range g.groups[waiting:] {
+		if len(other) > len(group) {
+			group = other
+		}
 	}
 	c := group[rand.IntN(len(group))]
 	g.remove(c)

@@ -24,9 +24,9 @@ type chunk struct {
 }
 
 // reserve returns room for the next n bytes, at most maxReceive, to be filled before commit.
-func (b *inbox) reserve(pool *chunkPool, n int) []byte {
+func (b *inbox) reserve(n int) []byte {
 	if b.last == nil || len(b.last.buf)-b.last.w < n {
-		c := pool.get(n)
+		c := chunks.get(n)
 		if b.last == nil {
 			b.first = c
 		} else {
@@ -53,7 +53,7 @@ func (b *inbox) front() []byte {
 }
 
 // drop removes n of the bytes at the front.
-func (b *inbox) drop(pool *chunkPool, n int) {
+func (b *inbox) drop(n int) {
 	c := b.first
 	c.r += n
 	if c.r < c.w || b.filling && c == b.last {
@@ -62,7 +62,7 @@ func (b *inbox) drop(pool *chunkPool, n int) {
 	if b.first = c.next; b.first == nil {
 		b.last = nil
 	}
-	pool.put(c)
+	chunks.put(c)
 }
 
 // Sizes of chunks. A large one takes several frames, so that a reader that is behind catches up in large steps; a stream that
@@ -72,7 +72,9 @@ const (
 	largeChunk = 64 << 10
 )
 
-// chunkPool keeps the chunks that the streams of one link share.
+// chunks are shared by all links: a pool for each would keep some for every one of 10,000 tunnels.
+var chunks chunkPool
+
 type chunkPool struct{ small, large sync.Pool }
 
 func (p *chunkPool) of(size int) *sync.Pool {

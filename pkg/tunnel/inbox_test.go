@@ -12,7 +12,6 @@ import (
 // empty inbox holds nothing.
 func TestInboxKeepsBytes(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	var pool chunkPool
 	var box inbox
 	var in, out []byte
 	read := func() {
@@ -20,7 +19,7 @@ func TestInboxKeepsBytes(t *testing.T) {
 		if len(b) > 0 {
 			n := 1 + rnd.IntN(len(b))
 			out = append(out, b[:n]...)
-			box.drop(&pool, n)
+			box.drop(n)
 		}
 	}
 	for range 5000 {
@@ -28,7 +27,7 @@ func TestInboxKeepsBytes(t *testing.T) {
 		if rnd.IntN(2) == 0 {
 			n = 1 + rnd.IntN(100)
 		}
-		room := box.reserve(&pool, n)
+		room := box.reserve(n)
 		if len(room) != n {
 			t.Fatal(len(room), n)
 		}
@@ -60,10 +59,9 @@ func TestInboxKeepsBytes(t *testing.T) {
 
 // What few bytes cost while nobody reads them.
 func TestInboxIsSmallForSmallFrames(t *testing.T) {
-	var pool chunkPool
 	var box inbox
 	for range 20 {
-		box.reserve(&pool, 100)
+		box.reserve(100)
 		box.commit(100)
 	}
 	if n := len(box.first.buf); n != smallChunk || box.first != box.last {

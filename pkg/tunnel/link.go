@@ -51,8 +51,7 @@ type link struct {
 	opener bool // this end opens all streams; a SYN from the far end is a violation
 	total  *counters
 
-	in     inbuf // owned by the goroutine in which yamux calls Read
-	chunks chunkPool
+	in inbuf // owned by the goroutine in which yamux calls Read
 
 	opens chan struct{} // held by streams we opened, until yamux has seen that the far end acknowledges
 	wake  chan struct{} // tells the writer that there is something to write
@@ -65,6 +64,10 @@ type link struct {
 	streams   map[uint32]*Stream
 	unclaimed map[uint32]*Stream // opened by either end, not yet fetched by open or accept; may be reset by then
 	shown     []header           // frames to show to yamux
+	base      uint32             // added to yamux's stream numbers, see park.go
+	lastID    uint32             // of the streams that this end opened
+	used      time.Time          // at that tick there were streams
+	onIdle    func()             // called, without mu, when there were none for parkAfter
 	control   []byte             // encoded frames that overtake data
 	urgent    []byte             // encoded frames of streams of which nothing is in data; they overtake it
 	data      []byte             // encoded frames in order
@@ -126,12 +129,6 @@ func (l *link) alive() bool {
 	default:
 		return true
 	}
-}
-
-// Close is called by yamux when it gives up the session.
-func (l *link) Close() error {
-	l.fail(errClosed)
-	return nil
 }
 
 // fail ends the link. The first error stays. yamux follows, as its Read fails; Stream users see a ResetError.
@@ -261,7 +258,11 @@ func (l *link) tick() {
 		}
 		deadline = minTime(deadline, l.suspect)
 	}
-	if !now.Before(l.nextPing) {
+	if silence := l.raw.silence(); now.Before(l.nextPing) {
+		// not yet
+	} else if len(l.streams) == 0 && l.rtt > 0 && l.suspect.IsZero() && silence < l.set.keepAlive/2 {
+		l.nextPing = now.Add(l.pingPause() - silence) // the far end's ping, and our answer, have shown both that the other lives
+	} else {
 		l.ping(now)
 		l.narrow()
 	}
@@ -273,15 +274,27 @@ func (l *link) tick() {
 	if len(l.lingering) > 0 {
 		next = minTime(next, l.lingering[0].until)
 	}
+	if len(l.streams) > 0 || l.busy {
+		l.used = now
+	}
+	idle := l.onIdle != nil && now.Sub(l.used) >= parkAfter
 	l.trim = !l.busy
 	l.busy = false
 	l.timer.Reset(max(time.Until(next), time.Millisecond))
 	l.mu.Unlock()
+	if idle {
+		l.onIdle()
+	}
 }
 
-// ping queues a ping and sets the time of the next one, with jitter so that the pings of many tunnels spread. Needs mu.
+// pingPause is how long after a ping the next one is due, with jitter so that the pings of many tunnels spread, and those of the two ends.
+func (l *link) pingPause() time.Duration {
+	return l.set.keepAlive*7/10 + rand.N(l.set.keepAlive*3/10)
+}
+
+// ping queues a ping and sets the time of the next one. Needs mu.
 func (l *link) ping(now time.Time) {
-	l.nextPing = now.Add(l.set.keepAlive/2 + rand.N(l.set.keepAlive*3/10))
+	l.nextPing = now.Add(l.pingPause())
 	if l.pingOpen {
 		// The answer is late. One that is under way keeps its time; what matters for life is that bytes arrive.
 		l.queueControl(header{typ: typePing, flags: flagSYN, length: l.pingID})
@@ -340,6 +353,21 @@ func (l *link) cause() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
+}
+
+// rebase makes the numbers of the next yamux session follow those of the last. There are no streams.
+func (l *link) rebase() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.shown {
+		if h.flags&flagACK != 0 {
+			l.releaseOpen()
+		}
+	}
+	l.shown = nil
+	if l.lastID > 0 {
+		l.base = l.lastID + 1
+	}
 }
 
 // numStreams counts streams that neither ended in both directions nor were reset.

@@ -35,7 +35,7 @@ func scripted(input []byte, opener bool) *link {
 	if opener {
 		for id := uint32(1); id <= 5; id += 2 {
 			l.opens <- struct{}{}
-			_, _ = l.Write(header{typ: typeWindow, flags: flagSYN, id: id, length: 1 << 20}.appendTo(nil))
+			_, _ = l.takeFrame(header{typ: typeWindow, flags: flagSYN, id: id, length: 1 << 20}.appendTo(nil))
 		}
 	}
 	return l
@@ -44,9 +44,9 @@ func scripted(input []byte, opener bool) *link {
 // shown is everything that yamux gets to see before the link fails.
 func shown(l *link) []header {
 	var all []byte
-	buf := make([]byte, 4096)
+	buf, c := make([]byte, 4096), &muxConn{link: l}
 	for {
-		n, err := l.Read(buf)
+		n, err := c.Read(buf)
 		all = append(all, buf[:n]...)
 		if err != nil {
 			break
@@ -144,16 +144,17 @@ func TestStreamsOverTheLimitAreReset(t *testing.T) {
 		in = append(in, header{typeWindow, flagSYN, 2*id + 1, 0})
 	}
 	l := scripted(frames(in...), false)
+	c := &muxConn{link: l}
 	// Before the end of the input is seen, which fails the link.
 	for range 8 {
-		if n, err := l.Read(make([]byte, headerLen)); n != headerLen || err != nil {
+		if n, err := c.Read(make([]byte, headerLen)); n != headerLen || err != nil {
 			t.Fatal(n, err)
 		}
 	}
 	if len(l.streams) != 8 {
 		t.Errorf("%d streams", len(l.streams))
 	}
-	_, _ = l.Read(make([]byte, headerLen))
+	_, _ = c.Read(make([]byte, headerLen))
 	if n := l.total.refusedStreams.Load(); n != 12 {
 		t.Errorf("%d refused", n)
 	}
@@ -235,14 +236,17 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// The same with yamux on top: whatever arrives, the session ends by itself and nothing hangs.
+// The same with yamux on top, and at the end without: whatever arrives, the session ends by itself and nothing hangs.
 func FuzzSession(f *testing.F) {
 	f.Add(frames(header{typeWindow, flagSYN, 1, 5}, header{typeData, 0, 1, 7}, header{typeWindow, flagFIN, 1, 0}))
 	f.Add(frames(header{typeWindow, flagSYN, 1, 5}, header{typeWindow, flagRST, 1, 0}, header{typeData, 0, 1, 70}))
 	f.Add(frames(header{typeData, flagSYN | flagRST, 1, 5}, header{typeData, flagSYN | flagFIN, 3, 5}, header{typeData, flagSYN, 3, 5}))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		set := testSettings()
-		s := newSession(readWriter{bytes.NewReader(input), io.Discard}, newRaw(stillConn{}), false, set, new(counters), discardLog)
+		session := func(opener bool) *session {
+			return newSession(readWriter{bytes.NewReader(input), io.Discard}, newRaw(stillConn{}), opener, set, new(counters), discardLog)
+		}
+		s := session(false)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -261,6 +265,7 @@ func FuzzSession(f *testing.F) {
 					_ = st.Close()
 				}
 			})
+			session(true).run(nil)
 		}()
 		select {
 		case <-done:

@@ -3,7 +3,9 @@
 package tunnel
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,6 +31,9 @@ type raw struct {
 	held       bool
 	writeLimit time.Duration // each write makes progress within it, or fails; 0: no limit
 	offered    []string      // application protocols in the client hello
+	turn       *turn         // of a handshake of our server, until it has ended
+	aborted    atomic.Bool
+	kicked     atomic.Bool // the read deadline is a kick, see park.go
 
 	mu     sync.Mutex // what is written; TLS itself writes alerts, from the goroutine that reads
 	corked bool
@@ -77,11 +82,34 @@ func (r *raw) Read(p []byte) (int, error) {
 		p[0] = r.first[0]
 		return 1, nil
 	}
+	if r.turn != nil {
+		r.turn.leave()
+	}
 	n, err := r.Conn.Read(p)
 	if n > 0 {
 		r.heard.Store(int64(time.Since(r.start)))
 	}
+	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) && r.kicked.Load() {
+		r.unkick()
+		err = errKicked
+	}
+	if r.turn != nil && err == nil {
+		r.turn.enter(going)
+	}
 	return n, err
+}
+
+// kick interrupts a read, or the next one.
+func (r *raw) kick() {
+	r.kicked.Store(true)
+	_ = r.Conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// unkick takes back a kick. Nobody reads, or the reader itself does so.
+func (r *raw) unkick() {
+	if r.kicked.Swap(false) {
+		_ = r.Conn.SetReadDeadline(time.Time{})
+	}
 }
 
 // Write is called once for each TLS record. Between cork and uncork it gathers several for one system call.
@@ -149,6 +177,7 @@ func (r *raw) silence() time.Duration {
 
 // abort closes the connection with a reset, so that nothing of it stays in the kernel.
 func (r *raw) abort() {
+	r.aborted.Store(true)
 	if t, ok := r.Conn.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}

@@ -8,25 +8,6 @@ import (
 	"time"
 )
 
-// Read is called by yamux, in the goroutine that reads the session. It deals with frames until there is one that yamux must
-// see: headers only, as many as fit. yamux learns of a stream that it was opened (SYN), acknowledged (ACK) and that it has
-// ended, which it is told as a reset, however the stream did end. Frames for yamux that others queue meanwhile are seen after
-// the next frame from the far end, at the latest after a ping: nothing but yamux's memory of a stream waits for it.
-func (l *link) Read(p []byte) (int, error) {
-	if len(p) < headerLen {
-		return 0, io.ErrShortBuffer
-	}
-	for {
-		if n := l.show(p); n > 0 {
-			return n, nil
-		}
-		if err := l.receive(); err != nil {
-			l.fail(linkError(err))
-			return 0, io.EOF
-		}
-	}
-}
-
 // show moves what yamux must see to p.
 func (l *link) show(p []byte) int {
 	l.mu.Lock()
@@ -34,8 +15,10 @@ func (l *link) show(p []byte) int {
 	b := p[:0]
 	n := 0
 	for ; n < len(l.shown) && len(p)-len(b) >= headerLen; n++ {
-		b = l.shown[n].appendTo(b)
-		if l.shown[n].flags&flagACK != 0 {
+		h := l.shown[n]
+		h.id -= l.base
+		b = h.appendTo(b)
+		if h.flags&flagACK != 0 {
 			l.releaseOpen() // not before: yamux waits for acknowledgements as well, without a context
 		}
 	}
@@ -153,7 +136,7 @@ func (l *link) receiveHeader(h header) (s *Stream, room []byte, err error) {
 		s.blocked = false
 		l.bytesIn.Add(uint64(n))
 		if !s.closed {
-			room = s.in.reserve(&l.chunks, n)
+			room = s.in.reserve(n)
 		}
 	}
 	return s, room, nil

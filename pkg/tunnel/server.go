@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -120,13 +121,14 @@ func setDefault[T comparable](v *T, d T) {
 
 // Server takes tunnels from agents and opens streams in them.
 type Server struct {
-	cfg   ServerConfig
-	tls   *tls.Config
-	gate  *gate
-	reg   *registry // of agents
-	peers *registry // of servers that dialed this one
-	total counters  // of agents'
-	peer  counters  // of servers'
+	cfg       ServerConfig
+	tls       *tls.Config
+	gate      *gate
+	turnstile *turnstile
+	reg       *registry // of agents
+	peers     *registry // of servers that dialed this one
+	total     counters  // of agents'
+	peer      counters  // of servers'
 
 	serving  atomic.Bool
 	draining atomic.Bool // no logins
@@ -148,7 +150,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	cfg = cfg.withDefaults()
 	return &Server{
 		cfg: cfg, tls: serverTLS(cfg.TLS),
-		gate: &gate{max: cfg.Limits.MaxPending}, reg: newRegistry(), peers: newRegistry(), refused: make(map[string]uint64),
+		gate: &gate{max: cfg.Limits.MaxPending}, turnstile: newTurnstile(), reg: newRegistry(), peers: newRegistry(), refused: make(map[string]uint64),
 	}, nil
 }
 
@@ -299,7 +301,6 @@ func (s *Server) handle(ctx context.Context, conn net.Conn) {
 	stop := context.AfterFunc(ctx, c.raw.abort)
 	defer stop()
 	s.gate.enter(c)
-	_ = conn.SetDeadline(time.Now().Add(s.cfg.Limits.HandshakeTimeout))
 	tc, id, err := s.authenticate(c)
 	if known := s.gate.leave(c); !known {
 		if ctx.Err() == nil {
@@ -328,18 +329,32 @@ func (s *Server) handle(ctx context.Context, conn net.Conn) {
 	s.runTunnel(ctx, t)
 }
 
-// authenticate does the TLS handshake. The certificate decides alone.
+// authenticate does the TLS handshake. The certificate decides alone. Who waits for his turn has his time again when it comes: it was we who
+// were slow.
 func (s *Server) authenticate(c *stranger) (*tls.Conn, Identity, error) {
-	// Wait for the first byte before anything is allocated.
+	// Wait for the first byte, and then for a place, before anything is allocated.
+	until := time.Now().Add(s.cfg.Limits.HandshakeTimeout)
+	_ = c.raw.SetDeadline(until)
 	if err := c.raw.awaitFirst(); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil, Identity{}, errProbe
 		}
 		return nil, Identity{}, err
 	}
-	s.gate.speak(c)
+	s.gate.move(c, waiting)
+	turn := &turn{at: s.turnstile}
+	defer turn.leave()
+	turn.enter(beginning)
+	if c.raw.aborted.Load() || time.Now().After(until) {
+		return nil, Identity{}, os.ErrDeadlineExceeded // there is nothing to compute for
+	}
+	s.gate.move(c, begun)
+	_ = c.raw.SetDeadline(time.Now().Add(s.cfg.Limits.HandshakeTimeout))
+	c.raw.turn = turn
 	tc := tls.Server(c.raw, s.tls)
-	if err := tc.Handshake(); err != nil {
+	err := tc.Handshake()
+	c.raw.turn = nil
+	if err != nil {
 		return nil, Identity{}, err
 	}
 	state := tc.ConnectionState()
@@ -347,6 +362,7 @@ func (s *Server) authenticate(c *stranger) (*tls.Conn, Identity, error) {
 		return nil, Identity{}, &Error{reason: protocolReason(state.NegotiatedProtocol), text: "no protocol in common"}
 	}
 	id, err := s.cfg.Authorize(state)
+	turn.leave()
 	if err != nil {
 		// Take the login off the connection first, or closing it would be a reset that may overtake the answer.
 		if _, e := wire.ReadLogin(tc); e == nil {
@@ -441,6 +457,7 @@ func (s *Server) login(r *raw, tc *tls.Conn, id Identity) (*serverTunnel, error)
 	t := &serverTunnel{
 		sess: newSession(tc, r, !peer, set, s.counters(peer), log), reg: reg, id: id, login: login, state: tc.ConnectionState(), moved: make(chan struct{}),
 	}
+	t.sess.ends = s.turnstile
 	t.sess.link.onGoAway = func() { reg.retire(t) }
 	status, after, duplicate := reg.add(t)
 	if duplicate {
@@ -474,6 +491,8 @@ func (s *Server) runTunnel(ctx context.Context, t *serverTunnel) {
 	} else {
 		t.sess.run(nil)
 	}
+	s.turnstile.enter(going)
+	defer s.turnstile.leave()
 	t.reg.remove(t)
 	cause := t.sess.link.cause()
 	log.Info("tunnel down", "reason", reasonOf(cause, "failed"), "err", cause, "after", time.Since(t.sess.since).Round(time.Millisecond))

@@ -26,18 +26,30 @@ type counters struct {
 type session struct {
 	link    *link
 	log     *slog.Logger
-	mux     *yamux.Session // set when started is closed
 	started chan struct{}
 	since   time.Time
+	wanted  atomic.Bool // whoever reads alone shall stop
+	ends    *turnstile  // for what is done at the end; nil: no need to wait
+
+	mu      sync.Mutex // guards what follows, see park.go
+	mux     *yamux.Session
+	muxConn *muxConn
+	users   int           // of mux, that have no stream yet
+	alone   chan struct{} // closed when the latest one who reads alone has ended
+	ended   bool
 }
 
 func newSession(conn io.ReadWriter, r *raw, opener bool, set settings, total *counters, log *slog.Logger) *session {
-	return &session{
+	s := &session{
 		link:    newLink(conn, r, opener, set, total),
 		log:     log,
 		started: make(chan struct{}),
 		since:   time.Now(),
 	}
+	if opener {
+		s.link.onIdle = s.park
+	}
+	return s
 }
 
 // run starts the session, writes until it is dead, and returns when all its goroutines have ended. accept, if not nil, is
@@ -45,35 +57,19 @@ func newSession(conn io.ReadWriter, r *raw, opener bool, set settings, total *co
 func (s *session) run(accept func()) {
 	var wg sync.WaitGroup
 	s.link.raw.tune(s.link.deadAfter())
-	cfg := &yamux.Config{
-		AcceptBacklog:       backlog,
-		KeepAliveInterval:   time.Hour,     // not zero, says yamux; not used
-		MaxStreamWindowSize: initialWindow, // yamux sees no data
-		// Writes to the link never block, so this only ever runs out on a machine that stands still.
-		ConnectionWriteTimeout: time.Minute,
-		// Zero is "never" for both: the first would close the session because of one slow answer, the second
-		// would kill half-closed streams. What bounds them instead is the life of the session.
-		StreamOpenTimeout:  0,
-		StreamCloseTimeout: 0,
-		Logger:             slog.NewLogLogger(s.log.Handler(), slog.LevelDebug-1),
-	}
-	start := yamux.Server
 	if s.link.opener {
-		start = yamux.Client
-	}
-	mux, err := start(s.link, cfg)
-	if err != nil {
+		s.readAlone()
+	} else if err := s.startMux(); err != nil {
 		s.link.fail(err)
 		return
 	}
-	s.mux = mux
 	close(s.started)
 	s.link.startTimer()
 	if accept != nil {
 		wg.Go(accept)
 	}
 	s.link.writeLoop()
-	_ = mux.Close()
+	s.end()
 	wg.Wait()
 	s.link.total.bytesIn.Add(s.link.bytesIn.Load())
 	s.link.total.bytesOut.Add(s.link.bytesOut.Load())
@@ -100,7 +96,13 @@ func (s *session) open(ctx context.Context) (*Stream, error) {
 		<-l.opens
 		return nil, ErrOverloaded
 	}
-	m, err := s.mux.OpenStream()
+	mux, err := s.borrowMux()
+	if err != nil {
+		l.fail(err)
+		return nil, l.cause()
+	}
+	defer s.returnMux()
+	m, err := mux.OpenStream()
 	if err != nil {
 		// Nothing but the end of the session is left as a cause, or 2^31 streams.
 		l.fail(&Error{reason: "exhausted", text: "cannot open streams", cause: err})
@@ -124,11 +126,12 @@ func (s *session) accept() (*Stream, error) {
 func (l *link) claim(m *yamux.Stream) (*Stream, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.unclaimed[m.StreamID()]
+	id := l.base + m.StreamID()
+	s := l.unclaimed[id]
 	if s == nil {
 		return nil, l.err // fail has dropped it
 	}
-	delete(l.unclaimed, m.StreamID())
+	delete(l.unclaimed, id)
 	l.total.streamsOpened.Add(1)
 	return s, nil
 }

@@ -145,7 +145,7 @@ func (s *Stream) take(n int) {
 	if s.closed {
 		return // they are gone
 	}
-	s.in.drop(&l.chunks, n)
+	s.in.drop(n)
 	l.consume(s, n)
 }
 

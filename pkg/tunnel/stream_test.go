@@ -61,11 +61,21 @@ func mustReset(t *testing.T, s *Stream) {
 func mustBeEmpty(t *testing.T, p *pair) {
 	t.Helper()
 	eventually(t, "no stream is left", func() bool { return p.server.link.numStreams()+p.agent.link.numStreams() == 0 })
-	p.server.link.probe(time.Minute) // both ends read a frame, see link.Read
+	p.server.link.probe(time.Minute) // both ends read a frame, see muxConn.Read
 	p.agent.link.probe(time.Minute)
 	eventually(t, "yamux remembers no stream", func() bool {
-		return p.server.mux.NumStreams()+p.agent.mux.NumStreams() == 0 && len(p.server.link.opens) == 0
+		return remembered(p.server)+remembered(p.agent) == 0 && len(p.server.link.opens) == 0
 	})
+}
+
+// remembered is how many streams yamux knows.
+func remembered(s *session) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mux == nil {
+		return 0
+	}
+	return s.mux.NumStreams()
 }
 
 func TestHalfCloseEachWay(t *testing.T) {

@@ -3,6 +3,7 @@
 package tunnel
 
 import (
+	"errors"
 	"runtime"
 	"time"
 )
@@ -19,9 +20,9 @@ const (
 	lazyTime = 5 * time.Millisecond
 )
 
-// Write takes frames from yamux: headers of window updates that open or acknowledge a stream. Everything else is sent by
+// takeFrame takes a frame from yamux: headers of window updates that open or acknowledge a stream. Everything else is sent by
 // ourselves. It never blocks, so that nothing in yamux can time out.
-func (l *link) Write(p []byte) (int, error) {
+func (l *link) takeFrame(p []byte) (int, error) {
 	if len(p) != headerLen {
 		return 0, violation("yamux wrote something else than a header")
 	}
@@ -34,7 +35,13 @@ func (l *link) Write(p []byte) (int, error) {
 	if l.err != nil {
 		return len(p), nil
 	}
+	if h.id != 0 {
+		if h.id += l.base; h.id < l.base {
+			return 0, errors.New("stream numbers are used up")
+		}
+	}
 	if h.flags&flagSYN != 0 {
+		l.lastID = h.id
 		s := newStream(l, h.id)
 		l.streams[h.id] = s
 		l.unclaimed[h.id] = s
