@@ -211,6 +211,7 @@ func run(ctx context.Context, env cli.Env) error {
 	group.Go(func() error { return tunnels.Serve(services, tunnelLn) })
 	group.Go(func() error { daemon.Reload(services, env.Reload, ids, log); return nil })
 	group.Go(func() error { recheck(services, ids, tunnels, way, log); return nil })
+	group.Go(func() error { tidyMemory(services); return nil })
 	if way != nil {
 		group.Go(func() error { return way.peers.Run(services) })
 		group.Go(func() error { return way.owners.run(services) })
