@@ -19,10 +19,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
@@ -74,7 +76,7 @@ func fleetMain(args []string) int {
 		return failRole(err)
 	}
 	agents, err := f.recruit()
-	if err != nil {
+	if err := errors.Join(err, yield()); err != nil {
 		return failRole(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -107,6 +109,17 @@ func fleetMain(args []string) int {
 			return failRole(err)
 		}
 	}
+}
+
+// yield gives all threads of this process the lowest priority: elsewhere the agents do not share the server's cores. Threads made later
+// have that of the one that makes them.
+func yield() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	for _, task := range tasks {
+		id, convErr := strconv.Atoi(task.Name())
+		err = errors.Join(err, convErr, unix.Setpriority(unix.PRIO_PROCESS, id, 19))
+	}
+	return err
 }
 
 // await waits until every agent has a tunnel that is newer than since, and notes how long each took.
