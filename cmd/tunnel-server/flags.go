@@ -42,6 +42,7 @@ type options struct {
 	nodeName   string         // our own Node
 	edge       kube.EdgeNodes // which are tunneled
 	connected  bool           // only those whose agents were seen
+	portsFrom  string         // NAMESPACE/NAME of a ConfigMap with further ports; empty: none
 
 	admin        string
 	control      string
@@ -123,6 +124,10 @@ func parse(env cli.Env) (options, error) {
 	cli.ChoiceVar(cluster, &o.connected, "intercept-nodes", []cli.Choice[bool]{{Word: "selected", Value: false}, {Word: "connected", Value: true}},
 		"Which of them are intercepted: all, or those whose agent has logged in once, for a migration.")
 
+	const portsFrom = "kube-system/edge-tunnel-server-cfg"
+	cluster.StringVar(&o.portsFrom, "ports-configmap", portsFrom, "`NAMESPACE/NAME` of a ConfigMap with further ports to tunnel (http-proxy-ports,"+
+		" https-proxy-ports: \"9100, 9200\"), followed. OpenYurt's is kube-system/yurt-tunnel-server-cfg. Empty: none.")
+
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
 	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl, at this `PATH`.")
@@ -134,6 +139,9 @@ func parse(env cli.Env) (options, error) {
 	cli.LogVar(flags.Group("Logging"), &o.log)
 	if err := flags.Parse(env); err != nil {
 		return options{}, err
+	}
+	if !o.kubernetes && o.portsFrom == portsFrom {
+		o.portsFrom = ""
 	}
 	o.ports = append(o.ports, alwaysTunneled[:]...)
 	slices.Sort(o.ports)
@@ -191,8 +199,11 @@ func (o *options) validate() error {
 	if o.kubernetes && o.nodeName == "" {
 		errs = append(errs, cli.WithHint(cli.Usagef("--node-name: the name of this machine's Node is missing"), "in a pod, set $NODE_NAME from spec.nodeName"))
 	}
-	if !o.kubernetes && (o.kubeconfig != "" || o.connected) {
-		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
+	if namespace, name, ok := strings.Cut(o.portsFrom, "/"); o.portsFrom != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
+		errs = append(errs, cli.WithHint(cli.Usagef("--ports-configmap: %q is not NAMESPACE/NAME", o.portsFrom), "expected such as kube-system/yurt-tunnel-server-cfg"))
+	}
+	if !o.kubernetes && (o.kubeconfig != "" || o.connected || o.portsFrom != "") {
+		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
 	}
 	if o.maxConns < 0 {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))

@@ -78,6 +78,7 @@ func (s *server) metrics() []admin.Metric {
 			admin.Gauge("edge_tunnel_cluster_stale_seconds", "Time since when the Nodes cannot be followed; 0 while they can.", stale),
 		)
 	}
+	list = append(list, s.ports.metrics()...)
 	if counters, err := s.kernel.Stats(); err == nil {
 		list = append(list, admin.CounterBy("edge_tunnel_bpf_total", "Verdicts of the programs in the kernel.", "verdict", verdicts(counters)))
 	}

@@ -106,6 +106,10 @@ func run(ctx context.Context, env cli.Env) error {
 		}
 		config.Authorize, config.OnLogin = cloud.welcome(config.Authorize), cloud.login
 	}
+	further, err := newPorts(env, o, kernel.SetPorts, log)
+	if err != nil {
+		return err
+	}
 	tunnels, err := tunnel.NewServer(config)
 	if err != nil {
 		return err
@@ -154,7 +158,7 @@ func run(ctx context.Context, env cli.Env) error {
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s := &server{
-		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way, cluster: cloud,
+		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way, cluster: cloud, ports: further,
 		network: network, guard: &guard{kernel: kernel, reopen: network.reopen, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
 	}
 	adminServer, err := admin.New(admin.Config{
@@ -173,7 +177,11 @@ func run(ctx context.Context, env cli.Env) error {
 
 	// From here on the kernel changes, where a predecessor's programs may be in force. What is stored and what is pinned is in force, offline,
 	// before anything is attached.
-	if err := kernel.SetPorts(o.ports); err != nil {
+	first := o.ports
+	if further != nil { // what the ConfigMap says is not known yet
+		first = further.with(kernel.TunneledPorts())
+	}
+	if err := kernel.SetPorts(first); err != nil {
 		return err
 	}
 	if err := optOut.apply(); err != nil {
@@ -206,6 +214,9 @@ func run(ctx context.Context, env cli.Env) error {
 	frontGroup.Go(func() error { return control.Serve(front, controlLn) })
 	if cloud != nil {
 		frontGroup.Go(func() error { return cloud.nodes.Run(front) })
+	}
+	if further != nil {
+		frontGroup.Go(func() error { return further.source.Run(front) })
 	}
 	group.Go(func() error { return ids.Run(services) })
 	group.Go(func() error { return tunnels.Serve(services, tunnelLn) })

@@ -35,6 +35,7 @@ type server struct {
 	tunnels *tunnel.Server
 	hop     *hop     // nil without peers
 	cluster *cluster // nil without Kubernetes
+	ports   *ports   // nil without a ConfigMap
 	network *network
 	guard   *guard
 	listen  net.Addr        // where tunnels come in
@@ -101,7 +102,7 @@ func (s *server) status() admin.Status {
 		Server: &admin.ServerStatus{
 			Listen: s.listen.String(), Intercept: mode, NodeAddrs: s.network.addrs(),
 			RedirectPorts: s.kernel.RedirectPorts(), TunneledPorts: s.kernel.TunneledPorts(),
-			Peers: peers, Targets: s.targets.counts(), Cluster: cluster, Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
+			Peers: peers, Targets: s.targets.counts(), Cluster: cluster, PortsConfig: s.ports.view(), Hooks: s.hooks(), Missing: s.kernel.Missing(), Pins: s.kernel.Pins(),
 		},
 	}
 }

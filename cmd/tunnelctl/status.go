@@ -78,6 +78,7 @@ func serverRows(s *admin.ServerStatus) [][2]string {
 		{"listens at", s.Listen},
 		{"intercepts", map[string]string{"all": "connections of the host and of pods", "host": "connections of the host"}[s.Intercept]},
 		{"  ports", list(s.TunneledPorts)},
+		{"  ports from", portsRow(s.PortsConfig)},
 		{"peers", strings.Join(s.Peers, ", ")},
 		{"  targets", fmt.Sprintf("%d online, %d offline, %d ambiguous, %d refused",
 			s.Targets.Online, s.Targets.Offline, s.Targets.Ambiguous, s.Targets.Refused)},
@@ -100,6 +101,28 @@ func serverRows(s *admin.ServerStatus) [][2]string {
 		rows = append(rows, [2]string{"  does without", m})
 	}
 	return rows
+}
+
+func portsRow(c *admin.PortsConfig) string {
+	if c == nil {
+		return ""
+	}
+	text := "the flags and ConfigMap " + c.ConfigMap
+	switch {
+	case !c.Complete:
+		text += ", which could not be read yet: what was in force before stays"
+	case !c.Exists:
+		text += ", which is not there"
+	case c.Kept:
+		text += ", in which nothing is understood: what was in force before stays"
+	}
+	if c.Error != "" {
+		text += fmt.Sprintf(", as of %s: %s", c.Since.Local().Format(time.DateTime), c.Error)
+	}
+	for _, p := range c.Problems {
+		text += "; " + p
+	}
+	return text
 }
 
 func clusterRow(c *admin.Cluster) string {

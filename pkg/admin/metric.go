@@ -91,7 +91,7 @@ func (m Metric) Validate() error {
 		refuse("has a help text that is no sentence")
 	}
 	for _, label := range m.Labels {
-		if !slices.Contains([]string{"node", "reason", "verdict", "direction", "state", "condition", "hook", "version", "signer"}, label) {
+		if !slices.Contains([]string{"node", "reason", "verdict", "direction", "state", "condition", "hook", "version", "signer", "key", "entry"}, label) {
 			refuse("has the label %q, which is not on the list", label)
 		}
 	}

@@ -62,7 +62,8 @@ type ServerStatus struct {
 	TunneledPorts []uint16     `json:"tunneled_ports"`  // that are intercepted on targets
 	Peers         []string     `json:"peers,omitempty"` // servers that it can forward to now
 	Targets       TargetCounts `json:"targets"`
-	Cluster       *Cluster     `json:"cluster,omitempty"` // where targets come from; nil: from the certificates of agents
+	Cluster       *Cluster     `json:"cluster,omitempty"`      // where targets come from; nil: from the certificates of agents
+	PortsConfig   *PortsConfig `json:"ports_config,omitempty"` // where further tunneled ports come from; nil: from the flags alone
 	Hooks         []Hook       `json:"hooks"`
 	Missing       []string     `json:"missing,omitempty"` // kernel features that it does without, a sentence each
 	Pins          string       `json:"pins"`              // folder of the pinned maps and links
@@ -75,6 +76,17 @@ type Cluster struct {
 	Tunneled int       `json:"tunneled"` // edge nodes whose addresses are claimed
 	Error    string    `json:"error,omitempty"`
 	Since    time.Time `json:"since,omitzero"` // since when what is in force may be out of date
+}
+
+// PortsConfig says how the ConfigMap with tunneled ports is doing.
+type PortsConfig struct {
+	ConfigMap string    `json:"configmap"`
+	Complete  bool      `json:"complete"` // it is known what it says, or that there is none
+	Exists    bool      `json:"exists"`
+	Kept      bool      `json:"kept"` // nothing in it is understood: the ports of before stay in force
+	Problems  []string  `json:"problems,omitempty"`
+	Error     string    `json:"error,omitempty"`
+	Since     time.Time `json:"since,omitzero"` // since when what is in force may be out of date
 }
 
 // TargetCounts counts targets by state.

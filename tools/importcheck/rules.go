@@ -94,6 +94,13 @@ func judgeOwn(from, to string) string {
 
 func judgeForeign(from, imported string) string {
 	first, _, _ := strings.Cut(imported, "/")
+	switch {
+	case !strings.HasPrefix(imported, "k8s.io/"):
+	case owner(from) != "pkg/kube":
+		return fmt.Sprintf("%s imports %s: only pkg/kube knows Kubernetes' packages", from, imported)
+	case from == "pkg/kube/servercfg":
+		return fmt.Sprintf("%s imports %s: agents use it, which do without", from, imported)
+	}
 	if !strings.HasPrefix(from, "pkg/") || !strings.Contains(first, ".") {
 		return "" // the programs may use every module; the standard library is everybody's
 	}
