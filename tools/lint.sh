@@ -31,6 +31,12 @@ arm64() {
 	GOARCH=arm64 CGO_ENABLED=0 go build ./... && GOARCH=arm64 CGO_ENABLED=0 go vet ./...
 }
 
+# An agent without Kubernetes must have nothing of it.
+nokube() {
+	go vet -tags nokube ./cmd/tunnel-agent || return 1
+	! go list -deps -tags nokube ./cmd/tunnel-agent | grep k8s.io
+}
+
 scripts() {
 	if ! $RUN bash -c 'command -v shellcheck' >/dev/null; then
 		echo "shellcheck is missing: make deps" && return 1
@@ -64,6 +70,7 @@ check "gofmt -s" formatted
 check "go.mod is tidy" go mod tidy -diff
 check "go vet" go vet ./...
 check "go build and vet for arm64" arm64
+check "an agent without Kubernetes" nokube
 check "import directions" go run ./tools/importcheck
 check "headers and leftovers" go run ./tools/sourcecheck
 check "shellcheck" scripts

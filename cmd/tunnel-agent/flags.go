@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
@@ -20,6 +21,7 @@ type options struct {
 	servers []string // HOST:PORT
 	tunnels int
 	files   identity.Files
+	cluster kubecert.Options
 
 	loopbackPorts []uint16
 	allow         []deliver.Rule
@@ -42,7 +44,8 @@ func parse(env cli.Env) (options, error) {
 	flags := cli.Flags{
 		Summary: "tunnel-agent runs on an edge node. It dials tunnel-servers and delivers to the node's own services what cloud" +
 			" nodes connect to. Nothing has to reach the edge node from outside.",
-		Synopsis: []string{"--server HOST[:PORT] --ca-cert FILE --cert FILE --key FILE [flags]"},
+		Synopsis: []string{"--server HOST[:PORT] --ca-cert FILE --cert FILE --key FILE [flags]",
+			"--server HOST[:PORT] --ca-cert FILE --certificate-from kubernetes [flags]"},
 		Examples: []cli.Example{
 			{What: "Keep tunnels to two servers.",
 				Command: "tunnel-agent --server cloud-1.example.com,cloud-2.example.com --ca-cert ca.crt --cert edge-1.crt --key edge-1.key"},
@@ -66,7 +69,10 @@ func parse(env cli.Env) (options, error) {
 	tls.StringVar(&o.files.Cert, "cert", "", "PEM `FILE` with this node's certificate.")
 	tls.StringVar(&o.files.Key, "key", "", "PEM `FILE` with its key, mode 0600.")
 	tls.StringVar(&o.files.Deny, "deny-file", "", "Names and serial:HEX of servers' certificates to refuse, one a line in this `FILE`; watched.")
-	flags.Require("ca-cert", "cert", "key")
+	o.cluster.Flags(tls)
+	o.cluster.ClientFlags(tls, env)
+	flags.Require("ca-cert")
+	flags.RequireUnless(func() bool { return o.cluster.On }, "cert", "key")
 
 	policy := flags.Group("What may be dialed")
 	cli.PortsVar(policy, &o.loopbackPorts, "localhost-proxy-ports", "Ports for which loopback is dialed instead of the destination,"+
@@ -86,6 +92,7 @@ func parse(env cli.Env) (options, error) {
 		return options{}, err
 	}
 	var errs []error
+	errs = append(errs, o.cluster.Validate(&o.files))
 	var err error
 	if o.allow, err = deliver.ParseRules(allow...); err != nil {
 		errs = append(errs, cli.WithHint(cli.Usagef("--allow: %w", err), "expected ADDR-OR-CIDR:PORTS, such as 192.168.7.20:22,80 or [fd00:7::/64]:8000-8100"))

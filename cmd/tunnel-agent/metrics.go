@@ -10,7 +10,7 @@ import (
 // metrics are all metrics of the agent. They are pulled from the parts when somebody asks.
 func (a *app) metrics() []admin.Metric {
 	tun, conns, id, net := a.agent.Stats(), a.handler.Stats(), a.store.Stats(), a.network.watcher.Stats()
-	return []admin.Metric{
+	return append([]admin.Metric{
 		admin.GaugeBy("edge_tunnel_agent_tunnels", "Tunnels to servers, by state; retired ones only finish their streams.", "state",
 			map[string]int{"up": tun.Tunnels, "retired": tun.Retired}),
 		admin.Counter("edge_tunnel_agent_dials_total", "Attempts to make a tunnel.", tun.Dials),
@@ -30,8 +30,8 @@ func (a *app) metrics() []admin.Metric {
 		admin.CounterBy("edge_tunnel_agent_connection_bytes_total", "Bytes of connections, by direction as seen from the client.", "direction",
 			map[string]int64{"sent": conns.Sent, "received": conns.Received}),
 
-		admin.Gauge("edge_tunnel_agent_certificate_expiry_timestamp_seconds", "When the node's certificate ends, in Unix time.", id.Self.NotAfter.Unix()),
+		admin.Gauge("edge_tunnel_agent_certificate_expiry_timestamp_seconds", "When the node's certificate ends, in Unix time.", daemon.CertificateExpiry(id)),
 		admin.Counter("edge_tunnel_agent_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 		admin.Counter("edge_tunnel_agent_network_failures_total", "Failed looks at the node's network.", net.Failures),
-	}
+	}, a.certificate.Metrics("edge_tunnel_agent_")...)
 }

@@ -28,7 +28,11 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	log := o.log.Logger(env.Stderr)
 
-	store, err := identity.Open(o.files, identity.Options{Role: identity.RoleAgent, Log: log})
+	store, err := identity.Open(o.files, identity.Options{Role: identity.RoleAgent, Late: o.cluster.Late(), Log: log})
+	if err != nil {
+		return err
+	}
+	certificate, err := o.cluster.Start(env, identity.RoleAgent, store, log)
 	if err != nil {
 		return err
 	}
@@ -88,7 +92,7 @@ func run(ctx context.Context, env cli.Env) error {
 	// Life ends when somebody wants it to, which begins the drain; services end after it.
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	a := &app{options: o, store: store, network: network, handler: handler, agent: agent, life: life, started: time.Now()}
+	a := &app{options: o, store: store, certificate: certificate, network: network, handler: handler, agent: agent, life: life, started: time.Now()}
 	adminServer, err := admin.New(admin.Config{
 		Name: env.Name, Version: cli.Version(), Ready: a.conditions, Metrics: a.metrics, State: a.state, Pprof: o.pprof, Log: log,
 	})
@@ -107,6 +111,7 @@ func run(ctx context.Context, env cli.Env) error {
 	defer stop()
 	group, services := errgroup.WithContext(services)
 	group.Go(func() error { return store.Run(services) })
+	group.Go(func() error { return certificate.Run(services) })
 	group.Go(func() error { return network.run(services) })
 	group.Go(func() error { return agent.Run(services) })
 	group.Go(func() error { return adminServer.Serve(services, adminLn) })

@@ -12,6 +12,7 @@ import (
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
@@ -21,13 +22,14 @@ import (
 // app is the running agent as the admin address and the control socket see it. Everything in it is safe to be asked from
 // several goroutines.
 type app struct {
-	options options
-	store   *identity.Store
-	network *network
-	handler *deliver.Handler
-	agent   *tunnel.Agent
-	life    context.Context // ends when the agent is to stop
-	started time.Time
+	options     options
+	store       *identity.Store
+	certificate *kubecert.Certificate
+	network     *network
+	handler     *deliver.Handler
+	agent       *tunnel.Agent
+	life        context.Context // ends when the agent is to stop
+	started     time.Time
 }
 
 // conditions are what readiness is made of.
@@ -59,11 +61,13 @@ func (a *app) status() admin.Status {
 	for i, r := range a.options.allow {
 		rules[i] = r.String()
 	}
+	certificate := daemon.CertificateView(stats)
+	a.certificate.Status(&certificate)
 	return admin.Status{
 		Role: admin.RoleAgent, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: a.started,
 		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: a.life.Err() != nil,
 		Tunnels: a.agent.Stats().Tunnels, Connections: a.handler.Stats().Open,
-		Certificate: daemon.CertificateView(stats),
+		Certificate: certificate,
 		Agent: &admin.AgentStatus{
 			Servers: a.options.servers, Addrs: a.network.addrs(), LocalhostPorts: a.options.loopbackPorts, Allow: rules,
 		},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
@@ -29,6 +30,7 @@ type options struct {
 	listenTunnel string
 	peers        []string // HOST:PORT
 	files        identity.Files
+	cluster      kubecert.Options
 
 	ports        []uint16 // tunneled ports, alwaysTunneled included
 	cidrs        []netip.Prefix
@@ -70,7 +72,7 @@ func parse(env cli.Env) (options, error) {
 	flags := cli.Flags{
 		Summary: "tunnel-server runs on a cloud node. Its eBPF programs redirect every connect() of the node and its pods to a" +
 			" tunneled port of an edge address; the bytes go, untouched, through the tunnel that the edge node's agent opened.",
-		Synopsis: []string{"--ca-cert FILE --cert FILE --key FILE [flags]"},
+		Synopsis: []string{"--ca-cert FILE --cert FILE --key FILE [flags]", "--ca-cert FILE --certificate-from kubernetes [flags]"},
 		Examples: []cli.Example{
 			{What: "Serve the agents whose certificates this CA signed; intercept 10250 and 10255.",
 				Command: "tunnel-server --ca-cert ca.crt --cert cloud-1.crt --key cloud-1.key --state-dir /var/lib/edge-tunnel"},
@@ -90,7 +92,10 @@ func parse(env cli.Env) (options, error) {
 	tls.StringVar(&o.files.Cert, "cert", "", "PEM `FILE` with this server's certificate.")
 	tls.StringVar(&o.files.Key, "key", "", "PEM `FILE` with its key, mode 0600.")
 	tls.StringVar(&o.files.Deny, "deny-file", "", "Names and serial:HEX of certificates to refuse, one a line in this `FILE`; watched.")
-	flags.Require("ca-cert", "cert", "key")
+	o.cluster.Flags(tls)
+	o.cluster.ServerFlags(tls)
+	flags.Require("ca-cert")
+	flags.RequireUnless(func() bool { return o.cluster.On }, "cert", "key")
 
 	icept := flags.Group("Interception")
 	cli.PortsVar(icept, &o.ports, "tunneled-ports", "Destination ports to intercept on edge addresses, beside 10250 and 10255.")
@@ -150,7 +155,8 @@ func parse(env cli.Env) (options, error) {
 }
 
 func (o *options) validate() error {
-	var errs []error
+	o.cluster.Kubeconfig, o.cluster.Node = o.kubeconfig, o.nodeName
+	errs := []error{o.cluster.Validate(&o.files)}
 	first, last := int(o.redirectPort), int(o.redirectPort)+redirect.Ports-1
 	if last > 65535 {
 		errs = append(errs, cli.Usagef("--redirect-port: %d leaves no room for %d ports", first, redirect.Ports))
@@ -202,7 +208,7 @@ func (o *options) validate() error {
 	if namespace, name, ok := strings.Cut(o.portsFrom, "/"); o.portsFrom != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
 		errs = append(errs, cli.WithHint(cli.Usagef("--ports-configmap: %q is not NAMESPACE/NAME", o.portsFrom), "expected such as kube-system/yurt-tunnel-server-cfg"))
 	}
-	if !o.kubernetes && (o.kubeconfig != "" || o.connected || o.portsFrom != "") {
+	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On || o.connected || o.portsFrom != "") {
 		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
 	}
 	if o.maxConns < 0 {

@@ -47,10 +47,11 @@ func (s *server) metrics() []admin.Metric {
 
 		admin.GaugeBy("edge_tunnel_ready", "1 for each condition of readiness that holds.", "condition", s.readiness()),
 		admin.Counter("edge_tunnel_programs_reattached_total", "Times that the programs were attached again, because they were gone or not last.", g.reattached),
-		admin.Gauge("edge_tunnel_certificate_expiry_timestamp_seconds", "When the server's certificate ends, in Unix time.", id.Self.NotAfter.Unix()),
+		admin.Gauge("edge_tunnel_certificate_expiry_timestamp_seconds", "When the server's certificate ends, in Unix time.", daemon.CertificateExpiry(id)),
 		admin.Counter("edge_tunnel_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 	}
 	list = append(list, byNode(conns.Nodes)...)
+	list = append(list, s.certificate.Metrics("edge_tunnel_")...)
 	if s.hop != nil {
 		elsewhere, rounds := s.hop.owners.elsewhere()
 		forwarded := s.hop.book.Stats()

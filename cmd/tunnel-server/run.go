@@ -30,7 +30,11 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	log := o.log.Logger(env.Stderr)
-	ids, err := identity.Open(o.files, identity.Options{Role: identity.RoleServer, Log: log})
+	ids, err := identity.Open(o.files, identity.Options{Role: identity.RoleServer, Late: o.cluster.Late(), Log: log})
+	if err != nil {
+		return err
+	}
+	certificate, err := o.cluster.Start(env, identity.RoleServer, ids, log)
 	if err != nil {
 		return err
 	}
@@ -158,7 +162,7 @@ func run(ctx context.Context, env cli.Env) error {
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s := &server{
-		options: o, ids: ids, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way, cluster: cloud, ports: further,
+		options: o, ids: ids, certificate: certificate, kernel: kernel, known: known, targets: targets, conns: conns, opened: opened, tunnels: tunnels, hop: way, cluster: cloud, ports: further,
 		network: network, guard: &guard{kernel: kernel, reopen: network.reopen, log: log}, listen: tunnelLn.Addr(), life: life, started: time.Now(),
 	}
 	adminServer, err := admin.New(admin.Config{
@@ -219,6 +223,7 @@ func run(ctx context.Context, env cli.Env) error {
 		frontGroup.Go(func() error { return further.source.Run(front) })
 	}
 	group.Go(func() error { return ids.Run(services) })
+	group.Go(func() error { return certificate.Run(services) })
 	group.Go(func() error { return tunnels.Serve(services, tunnelLn) })
 	group.Go(func() error { daemon.Reload(services, env.Reload, ids, log); return nil })
 	group.Go(func() error { recheck(services, ids, tunnels, way, log); return nil })

@@ -14,6 +14,7 @@ import (
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
@@ -25,22 +26,23 @@ import (
 // server is the running daemon as the admin address and the control socket see it. Everything in it is safe to be asked from
 // several goroutines.
 type server struct {
-	options options
-	ids     *identity.Store
-	kernel  kernelView
-	known   *route.Known
-	targets *targets
-	conns   *intercept.Server
-	opened  *admin.Durations // how long it took to open connections
-	tunnels *tunnel.Server
-	hop     *hop     // nil without peers
-	cluster *cluster // nil without Kubernetes
-	ports   *ports   // nil without a ConfigMap
-	network *network
-	guard   *guard
-	listen  net.Addr        // where tunnels come in
-	life    context.Context // ends when the server is to stop
-	started time.Time
+	options     options
+	ids         *identity.Store
+	certificate *kubecert.Certificate
+	kernel      kernelView
+	known       *route.Known
+	targets     *targets
+	conns       *intercept.Server
+	opened      *admin.Durations // how long it took to open connections
+	tunnels     *tunnel.Server
+	hop         *hop     // nil without peers
+	cluster     *cluster // nil without Kubernetes
+	ports       *ports   // nil without a ConfigMap
+	network     *network
+	guard       *guard
+	listen      net.Addr        // where tunnels come in
+	life        context.Context // ends when the server is to stop
+	started     time.Time
 }
 
 // kernelView is what there is to see of [redirect.Kernel].
@@ -94,11 +96,13 @@ func (s *server) status() admin.Status {
 	if s.cluster != nil {
 		cluster = s.cluster.view()
 	}
+	certificate := daemon.CertificateView(stats)
+	s.certificate.Status(&certificate)
 	return admin.Status{
 		Role: admin.RoleServer, Name: stats.Self.Name, Version: cli.Version(), PID: os.Getpid(), Started: s.started,
 		Ready: admin.AllOK(conditions), Conditions: conditions, Draining: s.life.Err() != nil,
 		Tunnels: s.tunnels.Stats().Active, Connections: s.conns.Stats().Open,
-		Certificate: daemon.CertificateView(stats),
+		Certificate: certificate,
 		Server: &admin.ServerStatus{
 			Listen: s.listen.String(), Intercept: mode, NodeAddrs: s.network.addrs(),
 			RedirectPorts: s.kernel.RedirectPorts(), TunneledPorts: s.kernel.TunneledPorts(),

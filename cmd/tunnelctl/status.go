@@ -64,6 +64,9 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 		[2]string{"  ends", until(now, s.Certificate.NotAfter)},
 		[2]string{"  not loaded", s.Certificate.Error},
 	)
+	if r := s.Certificate.Renewal; r != nil {
+		rows = append(rows, [2]string{"  renewed", until(now, r.Due)}, [2]string{"  not renewed", r.Error}, [2]string{"  not kept on disk", r.Disk})
+	}
 	if s.Server != nil {
 		rows = append(rows, serverRows(s.Server)...)
 	}

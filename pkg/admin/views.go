@@ -51,6 +51,15 @@ type Certificate struct {
 	Serial   string    `json:"serial"` // hexadecimal
 	NotAfter time.Time `json:"not_after"`
 	Error    string    `json:"error,omitempty"` // why its files could not be loaded again; the last good ones are in use
+
+	Renewal *Renewal `json:"renewal,omitempty"` // if it comes from Kubernetes
+}
+
+// Renewal is how a certificate from Kubernetes is renewed.
+type Renewal struct {
+	Due   time.Time `json:"due,omitzero"`         // when a new one is asked for
+	Error string    `json:"error,omitempty"`      // why there is none, or no newer one
+	Disk  string    `json:"disk_error,omitempty"` // why the one in use could not be kept on disk
 }
 
 // ServerStatus is what only a server has.

@@ -21,6 +21,8 @@
 // may be kept. [Store.Changed] tells when to judge live connections again, with [Store.Peer]. Nothing needs to be closed: the only
 // goroutine is the caller's, in Run.
 //
+// With [Options.Late] a Store begins without certificate and CA bundle, which come while it runs: as files, or through [Store.Present].
+//
 // # Verification
 //
 // One function judges certificates, for both ends, in the handshake and later. It runs in tls.Config.VerifyConnection

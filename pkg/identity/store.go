@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,7 @@ func (f Files) Validate() error {
 // Options of a Store. Role is required.
 type Options struct {
 	Role  Role             // what our own certificate must say
+	Late  string           // our name, if the certificate and the CA bundle may come after Open; see Present
 	Poll  time.Duration    // how often Run looks at the files; default 5 s
 	Clock func() time.Time // default time.Now
 	Log   *slog.Logger     // default: silent
@@ -65,7 +67,8 @@ type state struct {
 }
 
 // Open loads all files. A problem with one of them is a *FileError, possibly joined with others. Our own certificate must
-// be one that our own bundle believes; the deny file is not asked about ourselves.
+// be one that our own bundle believes; the deny file is not asked about ourselves. With Options.Late neither has to be there yet, or to be
+// of use: until then no handshake succeeds.
 func Open(files Files, o Options) (*Store, error) {
 	if o.Role != RoleAgent && o.Role != RoleServer {
 		return nil, fmt.Errorf("open identity: unknown role %q", o.Role)
@@ -81,11 +84,13 @@ func Open(files Files, o Options) (*Store, error) {
 		s.now = time.Now
 	}
 	// An empty pool from the start: to x509, no pool means the system's.
-	s.state.Store(&state{bundle: bundle{roots: x509.NewCertPool()}, changed: make(chan struct{})})
-	if err := s.load(true); err != nil {
+	s.state.Store(&state{
+		bundle: bundle{roots: x509.NewCertPool()}, leafSet: leafSet{self: Peer{Name: o.Late, Role: o.Role}}, changed: make(chan struct{}),
+	})
+	if err := s.load(true); err != nil && !s.bearable(o) {
 		return nil, err
 	}
-	if err := s.state.Load().trusted; err != nil {
+	if err := s.state.Load().trusted; err != nil && o.Late == "" {
 		return nil, &FileError{What: "certificate", Path: files.Cert, Err: err,
 			hint: fmt.Sprintf("check that %s is the bundle of the CA that issued it", files.CA)}
 	}
@@ -93,6 +98,31 @@ func Open(files Files, o Options) (*Store, error) {
 		s.log = o.Log // only now: the caller reports what went wrong in here
 	}
 	return s, nil
+}
+
+// bearable says whether all that could not be loaded may come later.
+func (s *Store) bearable(o Options) bool {
+	return o.Late != "" && !slices.ContainsFunc(s.sets, func(set *fileSet) bool { return set.err != nil && set.stats.Set == "deny" })
+}
+
+// Present takes a certificate and its key, in PEM, in place of the files. It stays in force until the files say something else than they do
+// now: who renews certificates writes them there, and presents them for the case that the disk is full. One that is refused changes nothing.
+func (s *Store) Present(cert, key []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	data, trial := [][]byte{cert, key}, *s.state.Load()
+	for _, set := range s.sets {
+		if set.stats.Set != "leaf" {
+			continue
+		}
+		if err := set.parse(&trial, s, data); err != nil {
+			return err
+		}
+		_, set.beside, _ = set.readFiles() // that they cannot be read is why it is presented
+		set.presented = data
+	}
+	_ = s.loadLocked(false) // what is wrong with other files is logged and counted
+	return nil
 }
 
 // Reload loads all files now. A file set that cannot be loaded keeps its last good state; the error joins one *FileError for
@@ -162,6 +192,10 @@ func (s *Store) Stats() Stats {
 func (s *Store) load(force bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.loadLocked(force)
+}
+
+func (s *Store) loadLocked(force bool) error {
 	old := s.state.Load()
 	next := *old
 	var errs []error
@@ -204,6 +238,9 @@ type fileSet struct {
 	files []source
 	parse func(next *state, s *Store, data [][]byte) error // fills its part of next, or leaves it alone
 	pause func()                                           // the moment between two reads, see settle
+
+	presented [][]byte // in place of the files, see Store.Present
+	beside    contents // what the files were then
 
 	seen    contents // what the last load found
 	applied contents // what is in force
@@ -307,6 +344,15 @@ func (set *fileSet) load(next *state, s *Store, force bool) (applied bool, err e
 }
 
 func (set *fileSet) read() ([][]byte, contents, error) {
+	data, found, err := set.readFiles()
+	if set.presented != nil && (err != nil || found == set.beside) {
+		return set.presented, contentsOf(set.presented), nil
+	}
+	set.presented = nil
+	return data, found, err
+}
+
+func (set *fileSet) readFiles() ([][]byte, contents, error) {
 	var all [][]byte
 	for _, f := range set.files {
 		data, err := f.read()

@@ -4,6 +4,7 @@ package identity
 
 import (
 	"crypto/tls"
+	"errors"
 	"maps"
 	"slices"
 )
@@ -21,7 +22,10 @@ func (s *Store) ServerTLS(protocols map[string]Role) *tls.Config {
 		NextProtos:             slices.Sorted(maps.Keys(protocols)),
 		SessionTicketsDisabled: true,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return s.state.Load().leaf, nil
+			if leaf := s.state.Load().leaf; leaf != nil {
+				return leaf, nil
+			}
+			return nil, errNoLeaf
 		},
 		// Requested only: crypto/tls would refuse a missing or bad certificate with an error without a reason.
 		// VerifyConnection runs in every handshake and does require one.
@@ -48,7 +52,10 @@ func (s *Store) ClientTLS(host, protocol string) *tls.Config {
 		SessionTicketsDisabled: true,
 		ServerName:             host,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return s.state.Load().leaf, nil
+			if leaf := s.state.Load().leaf; leaf != nil {
+				return leaf, nil
+			}
+			return nil, errNoLeaf
 		},
 		// Not less verification but ours in place of the built-in one, which would use the bundle of the moment in which this
 		// configuration was made, and whose errors have no reason. VerifyConnection runs in every handshake.
@@ -68,6 +75,9 @@ func (s *Store) ClientTLS(host, protocol string) *tls.Config {
 		},
 	}
 }
+
+// errNoLeaf can only happen with Options.Late.
+var errNoLeaf = errors.New("there is no certificate yet to present")
 
 func (s *Store) verifyRole(cs tls.ConnectionState, want Role) error {
 	p, err := s.Peer(cs)

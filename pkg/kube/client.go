@@ -3,7 +3,8 @@
 // Package kube is all that the programs have to do with Kubernetes, and the only importer of client-go.
 //
 // [NewClient] connects to the API server. [Nodes] follows the Node objects, for what is tunneled, and [ConfigMap] one ConfigMap, for the ports. [Leader] has something run in one of several processes. [Signer] decides requests for
-// certificates of agents and servers, by the rules of package identity, with a CA that it keeps in a Secret; it is what the leader runs.
+// certificates of agents and servers, by the rules of package identity, with a CA that it keeps in a Secret; it is what the leader runs. [Certificate] is the other
+// end: it asks for a certificate, keeps it on disk and renews it.
 //
 // Nothing here ends because the API server is away, and everything says what is wrong in its Stats, in the API server's words, which name
 // the verb and the resource that a right is missing for. Run methods return when all that they began has ended.

@@ -40,14 +40,14 @@ const (
 	bigRole   = "/apis/rbac.authorization.k8s.io/v1/clusterroles/edge-tunnel-controller"
 )
 
-var bin string
+var bin string // folder of the programs
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "kubecerts-")
 	if err == nil {
-		bin = filepath.Join(dir, "tunnel-controller")
+		bin = dir
 		var out []byte
-		if out, err = exec.Command("go", "build", "-o", bin, "../../cmd/tunnel-controller").CombinedOutput(); err != nil {
+		if out, err = exec.Command("go", "build", "-o", bin+"/", "../../cmd/tunnel-controller", "../../cmd/tunnel-agent").CombinedOutput(); err != nil {
 			err = fmt.Errorf("%w: %s", err, out)
 		}
 	}
@@ -94,8 +94,8 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// controller is a running tunnel-controller.
-type controller struct {
+// process is one of the programs.
+type process struct {
 	t     *testing.T
 	cmd   *exec.Cmd
 	log   lockedBuffer
@@ -103,10 +103,15 @@ type controller struct {
 	ended chan error
 }
 
-func start(t *testing.T, s *kubebed.Server, env ...string) *controller {
+func start(t *testing.T, s *kubebed.Server, env ...string) *process {
 	t.Helper()
-	c := &controller{t: t, ended: make(chan error, 1)}
-	c.cmd = exec.Command(bin, "--kubeconfig", s.ServiceAccount(namespace, "tunnel-controller"), "--admin", "127.0.0.1:0")
+	return launch(t, env, "tunnel-controller", "--kubeconfig", s.ServiceAccount(namespace, "tunnel-controller"), "--admin", "127.0.0.1:0")
+}
+
+func launch(t *testing.T, env []string, program string, args ...string) *process {
+	t.Helper()
+	c := &process{t: t, ended: make(chan error, 1)}
+	c.cmd = exec.Command(filepath.Join(bin, program), args...)
 	c.cmd.Env = append(os.Environ(), env...)
 	c.cmd.Stdout, c.cmd.Stderr = &c.log, &c.log
 	if err := c.cmd.Start(); err != nil {
@@ -133,7 +138,7 @@ func start(t *testing.T, s *kubebed.Server, env ...string) *controller {
 }
 
 // stop ends it as Kubernetes does.
-func (c *controller) stop() {
+func (c *process) stop() {
 	c.t.Helper()
 	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		c.t.Fatal(err)
@@ -149,7 +154,7 @@ func (c *controller) stop() {
 	}
 }
 
-func (c *controller) get(path string) string {
+func (c *process) get(path string) string {
 	c.t.Helper()
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get("http://" + c.admin + path)
@@ -164,11 +169,11 @@ func (c *controller) get(path string) string {
 	return string(body)
 }
 
-func (c *controller) leads() bool {
+func (c *process) leads() bool {
 	return strings.Contains(c.get("/metrics"), "\nedge_tunnel_controller_leading 1\n")
 }
 
-func (c *controller) ready() bool { return strings.HasSuffix(c.get("/readyz"), "\nready\n") }
+func (c *process) ready() bool { return strings.HasSuffix(c.get("/readyz"), "\nready\n") }
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

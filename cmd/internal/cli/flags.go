@@ -21,6 +21,8 @@ type Flags struct {
 
 	groups   []group
 	required []string
+	excused  func() bool // of optional
+	optional []string
 }
 
 // Example is a command that works, and what it is for.
@@ -48,6 +50,12 @@ func newSet() *pflag.FlagSet {
 // Require names flags without which the program cannot work.
 func (f *Flags) Require(names ...string) { f.required = append(f.required, names...) }
 
+// RequireUnless is Require for flags that others may take the place of: whether they do is asked after the flags were parsed.
+func (f *Flags) RequireUnless(excused func() bool, names ...string) {
+	f.excused, f.optional = excused, names
+	f.Require(names...)
+}
+
 // Parse parses env.Args. After --help and --version, which it answers on env.Stdout, it returns [ErrDone]; what does
 // not make sense is a [*UsageError].
 func (f *Flags) Parse(env Env) error {
@@ -72,6 +80,11 @@ func (f *Flags) Parse(env Env) error {
 	case showVersion:
 		fmt.Fprintln(env.Stdout, VersionLine(env.Name))
 		return ErrDone
+	}
+	if f.excused != nil && f.excused() {
+		for _, name := range f.optional {
+			delete(all.Lookup(name).Annotations, required)
+		}
 	}
 	return errors.Join(NoArgs(all.Args()), Missing(all))
 }

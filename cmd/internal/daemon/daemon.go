@@ -64,6 +64,8 @@ func OpenFiles(fallback uint64) uint64 {
 func CertificateCondition(stats identity.Stats) admin.Condition {
 	c := admin.Condition{Name: "certificate"}
 	switch {
+	case stats.Self.NotAfter.IsZero():
+		c.Reason = "there is none yet"
 	case time.Now().After(stats.Self.NotAfter):
 		c.Reason = "expired on " + stats.Self.NotAfter.Format(time.DateTime)
 	case stats.Untrusted != "":
@@ -85,6 +87,14 @@ func CertificateView(stats identity.Stats) admin.Certificate {
 	return admin.Certificate{
 		Name: stats.Self.Name, Serial: stats.Self.Serial, NotAfter: stats.Self.NotAfter, Error: strings.Join(errs, "; "),
 	}
+}
+
+// CertificateExpiry is when the daemon's own certificate ends, in Unix time; 0 if there is none yet.
+func CertificateExpiry(stats identity.Stats) int64 {
+	if stats.Self.NotAfter.IsZero() {
+		return 0
+	}
+	return stats.Self.NotAfter.Unix()
 }
 
 // LoadFailures counts loads of certificates, CA bundles and deny files that failed.
