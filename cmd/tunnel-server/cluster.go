@@ -21,6 +21,7 @@ import (
 // cluster has the Node objects of Kubernetes say what agents' certificates say otherwise: which nodes are tunneled, and at which addresses.
 // Until they have been listed once, whole, what is stored and pinned stays in force, and every agent with a certificate is welcome.
 type cluster struct {
+	client    kube.Client
 	nodes     *kube.Nodes
 	connected bool // a node is a target from its agent's first login on, not before
 	targets   interface {
@@ -52,7 +53,7 @@ func newCluster(env cli.Env, o options, targets *targets, log *slog.Logger) (*cl
 	if err != nil {
 		return nil, cli.WithHint(err, "in a pod the ServiceAccount's token is needed, elsewhere --kubeconfig FILE")
 	}
-	c := &cluster{connected: o.connected, targets: targets, log: log, met: make(map[string]struct{})}
+	c := &cluster{client: client, connected: o.connected, targets: targets, log: log, met: make(map[string]struct{})}
 	if c.connected {
 		for _, name := range targets.known.Names() {
 			c.met[name] = struct{}{}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"net/netip"
@@ -45,6 +46,7 @@ type options struct {
 	edge       kube.EdgeNodes // which are tunneled
 	connected  bool           // only those whose agents were seen
 	portsFrom  string         // NAMESPACE/NAME of a ConfigMap with further ports; empty: none
+	leases     string         // namespace of the servers' Leases
 
 	admin        string
 	control      string
@@ -66,6 +68,7 @@ func parse(env cli.Env) (options, error) {
 		control:      "/run/edge-tunnel/server.sock",
 		bpffs:        "/sys/fs/bpf",
 		nodeName:     env.Getenv("NODE_NAME"),
+		leases:       cmp.Or(env.Getenv("POD_NAMESPACE"), "kube-system"),
 		edge:         kube.DefaultEdgeNodes(),
 		drainTimeout: 10 * time.Second,
 	}
@@ -126,6 +129,8 @@ func parse(env cli.Env) (options, error) {
 	}, "Nodes with one of these labels are edge nodes.")
 	cluster.StringSliceVar(&o.edge.Modes, "edge-mode-label", o.edge.Modes, "Edge nodes whose label of one of these `KEY`s is set, and not to normal,"+
 		" are reached directly and never intercepted.")
+	cluster.StringVar(&o.leases, "lease-namespace", o.leases, "`NAMESPACE` of the Leases by which servers find each other, without --peer."+
+		" Default: $POD_NAMESPACE.")
 	cli.ChoiceVar(cluster, &o.connected, "intercept-nodes", []cli.Choice[bool]{{Word: "selected", Value: false}, {Word: "connected", Value: true}},
 		"Which of them are intercepted: all, or those whose agent has logged in once, for a migration.")
 

@@ -80,6 +80,15 @@ func (s *server) metrics() []admin.Metric {
 		)
 	}
 	list = append(list, s.ports.metrics()...)
+	if s.hop != nil && s.hop.registry != nil {
+		r := s.hop.registry.Stats()
+		list = append(list,
+			admin.Gauge("edge_tunnel_registry_servers", "Other servers that are there by their Leases.", r.Servers),
+			admin.Gauge("edge_tunnel_registry_nodes", "Nodes that other servers have tunnels of, by their Leases.", r.Nodes),
+			admin.Counter("edge_tunnel_registry_writes_total", "Times that this server's Leases were written, or should have been.", r.Writes),
+			admin.Counter("edge_tunnel_registry_write_failures_total", "Of these, those that failed.", r.Failures),
+		)
+	}
 	if counters, err := s.kernel.Stats(); err == nil {
 		list = append(list, admin.CounterBy("edge_tunnel_bpf_total", "Verdicts of the programs in the kernel.", "verdict", verdicts(counters)))
 	}

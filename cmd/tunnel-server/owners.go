@@ -27,9 +27,10 @@ type asker interface {
 
 // owners knows which server has a tunnel of each node, and calls a node offline only when all live peers have said that they have none.
 // Nothing is announced between servers: each asks, in rounds, one at a time. A round asks about a node the server that had its tunnel
-// last; if that has it no more, or there was none, all of them.
+// last, or else the one that is said to have it; if that has none, or there is no such server, all of them.
 type owners struct {
 	peers  asker
+	hint   func(node string) string       // a server that may have a tunnel, or ""; nil: nobody knows
 	known  func() []string                // nodes
 	online func(node string, online bool) // is told what is in force; calls are in order
 
@@ -163,9 +164,14 @@ func (o *owners) round(ctx context.Context, all bool) {
 	live := o.peers.Live()
 	began := time.Now()
 	had, done := o.begin(all)
+	first := make(map[string]string) // who is asked alone
 	questions := make(map[string][]string)
 	for node, peer := range had {
+		if peer == "" && o.hint != nil {
+			peer = o.hint(node)
+		}
 		if slices.Contains(live, peer) {
+			first[node] = peer
 			questions[peer] = append(questions[peer], node)
 			continue
 		}
@@ -175,8 +181,8 @@ func (o *owners) round(ctx context.Context, all bool) {
 	}
 	found, silent := o.ask(ctx, questions)
 	lost := make(map[string][]string)
-	for node, peer := range had {
-		if found[node] == "" && slices.Contains(live, peer) {
+	for node, peer := range first {
+		if found[node] == "" {
 			for _, p := range live {
 				if p != peer {
 					lost[p] = append(lost[p], node)

@@ -77,6 +77,13 @@ type ownersTest struct {
 	mu    sync.Mutex // guards what follows
 	known []string
 	told  []string
+	hints string // the server that is said to have everything
+}
+
+func (o *ownersTest) setHint(server string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.hints = server
 }
 
 func (o *ownersTest) news() []string {
@@ -102,6 +109,11 @@ func testOwners(t *testing.T, known []string, test func(t *testing.T, o *ownersT
 			defer o.mu.Unlock()
 			o.told = append(o.told, fmt.Sprint(node, " ", online))
 		})
+		o.hint = func(string) string {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			return o.hints
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- o.run(ctx) }()
@@ -144,6 +156,26 @@ func TestOwnersFollowANode(t *testing.T) {
 		if want := []string{"cloud-2 [edge-2]", "cloud-3 [edge-1 edge-2]"}; !slices.Equal(got, want) {
 			t.Errorf("asked %q, want %q", got, want)
 		}
+
+		o.peers.questions()
+		o.setHint("cloud-3")
+		time.Sleep(askEvery)
+		synctest.Wait()
+		got = o.peers.questions()
+		slices.Sort(got)
+		if want := []string{"cloud-2 [edge-2]", "cloud-3 [edge-1 edge-2]"}; !slices.Equal(got, want) {
+			t.Errorf("with a hint that is wrong asked %q, want %q", got, want)
+		}
+		o.peers.set("cloud-3", "edge-1", "edge-2")
+		time.Sleep(askEvery)
+		o.want(t, "the hint is right", "edge-2 true")
+		if want := []string{"cloud-3 [edge-1 edge-2]"}; !slices.Equal(o.peers.questions(), want) {
+			t.Error("others were asked, too")
+		}
+		o.setHint("cloud-9")
+		o.peers.set("cloud-3", "edge-1")
+		time.Sleep(askEvery)
+		o.want(t, "a hint to nobody", "edge-2 false")
 
 		o.changed("edge-1", true)
 		o.peers.set("cloud-3")

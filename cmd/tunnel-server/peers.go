@@ -15,6 +15,7 @@ import (
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/intercept"
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay"
 	"github.com/edge-tunnel/edge-tunnel/pkg/relay/ledger"
 	"github.com/edge-tunnel/edge-tunnel/pkg/tunnel"
@@ -50,6 +51,8 @@ type hop struct {
 	log     *slog.Logger
 	relayer relay.Relayer
 	book    *ledger.Book[struct{}] // streams of peers
+
+	registry *kube.Registry // nil without Kubernetes
 }
 
 func newHop(peers *tunnel.Peers, owners *owners, log *slog.Logger) *hop {
@@ -58,6 +61,14 @@ func newHop(peers *tunnel.Peers, owners *owners, log *slog.Logger) *hop {
 		reasons = append(reasons, s.String())
 	}
 	return &hop{peers: peers, owners: owners, log: log, book: ledger.New[struct{}](maxForwarded, reasons...)}
+}
+
+// changed notes that a node got a tunnel here, or lost it.
+func (h *hop) changed(node string, online bool) {
+	if h.registry != nil {
+		h.registry.Own(node, online)
+	}
+	h.owners.changed(node, online)
 }
 
 // hopStream remembers by which server a stream goes.

@@ -92,14 +92,14 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	roles := map[string]identity.Role{wire.ALPNAgent: identity.RoleAgent}
 	var way *hop // nil without peers
-	if len(o.peers) > 0 {
+	if len(o.peers) > 0 || o.kubernetes {
 		peers := peersOf(ids, cli.VersionLine(env.Name), kernel.Bypass, log)
 		if err := peers.Set(o.peers); err != nil {
 			return err
 		}
 		way = newHop(peers, newOwners(peers, known.Names, targets.online), log)
 		roles[wire.ALPNPeer] = identity.RoleServer
-		config.OnChange, config.Forward, config.OnPeer = way.owners.changed, way.forward, peers.Arrived
+		config.OnChange, config.Forward, config.OnPeer = way.changed, way.forward, peers.Arrived
 		config.Servers = func() int { return 1 + len(peers.Live()) }
 	}
 	config.TLS = ids.ServerTLS(roles)
@@ -151,6 +151,13 @@ func run(ctx context.Context, env cli.Env) error {
 		setAddrs: kernel.SetNodeAddrs,
 		setRules: targets.setRules,
 		rules:    baseRules(o.cidrs),
+	}
+	if cloud != nil {
+		addr := func() string { return peerAddr(tunnelLn.Addr(), network.addrs()) }
+		if way.registry, err = newRegistry(cloud, o, ids.Self().Name, way.peers, addr, log); err != nil {
+			return err
+		}
+		way.owners.hint = way.registry.Owner
 	}
 	defer network.stop()
 	network.changed(ctx, host)
@@ -231,6 +238,9 @@ func run(ctx context.Context, env cli.Env) error {
 	if way != nil {
 		group.Go(func() error { return way.peers.Run(services) })
 		group.Go(func() error { return way.owners.run(services) })
+		if way.registry != nil {
+			group.Go(func() error { return way.registry.Run(services) })
+		}
 	}
 	log.Info("started", "version", cli.Version(), "name", ids.Self().Name, "tunnels", tunnelLn.Addr().String(),
 		"admin", adminLn.Addr().String(), "ports", o.ports, "known_nodes", known.Status().Nodes, "pins", kernel.Pins())

@@ -6,6 +6,8 @@
 // certificates of agents and servers, by the rules of package identity, with a CA that it keeps in a Secret; it is what the leader runs. [Certificate] is the other
 // end: it asks for a certificate, keeps it on disk and renews it.
 //
+// [Registry] has servers find each other, and says who has which node.
+//
 // Nothing here ends because the API server is away, and everything says what is wrong in its Stats, in the API server's words, which name
 // the verb and the resource that a right is missing for. Run methods return when all that they began has ended.
 package kube
@@ -19,6 +21,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 )
+
+// Client is a connection to an API server, for those who may not import client-go.
+type Client = kubernetes.Interface
 
 // ClientOptions say where the API server is and how it may be burdened.
 type ClientOptions struct {

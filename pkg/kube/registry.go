@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// What the Leases of servers say. All of them have the label; its value is what they are.
+const (
+	LabelRegistry    = "edge-tunnel.io/registry"
+	registryServer   = "server" // one for each: its heartbeat
+	registryNodes    = "nodes"  // a shard of the nodes that it has tunnels of
+	annotationPeer   = "edge-tunnel.io/peer"
+	annotationTunnel = "edge-tunnel.io/nodes"
+)
+
+const (
+	// A server's nodes are in so many Leases, by a hash of the name. One for each node would be a write, and an event to every server, for
+	// each login: 1,000 of each at once when a server with 1,000 agents goes. One for each server would send 20 KB to every server for
+	// each agent that flaps. Each Lease has one writer, so there are no conflicts.
+	registryShards = 16
+	// A shard has no more names than fit into an object's annotations; the rest are not recorded, which costs a question.
+	maxShardText = 200 << 10
+
+	recordEvery  = 5 * time.Second // what changes meanwhile is one write
+	beatsEvery   = 3               // of these
+	requestLimit = 10 * time.Second
+
+	// A server counts as gone when its heartbeat is so much older than the latest of all: while the API server is away, nobody's is. It is
+	// long because clocks differ, and because a peer that is gone costs a dial every ten seconds only: what counts is the
+	// connection to it.
+	serverGone = 10 * time.Minute
+)
+
+// RegistryConfig is what [NewRegistry] needs.
+type RegistryConfig struct {
+	Client    kubernetes.Interface
+	Namespace string
+	Server    string              // our name, that of the certificate
+	Addr      func() string       // where peers reach us now, HOST:PORT; empty: not known
+	Peers     func(addr []string) // is told where the other servers are when that changes; must not call the Registry
+	Log       *slog.Logger
+}
+
+// Registry is where servers find each other, and who has which node, by Leases: each server writes its own and reads all. It is a hint. What
+// it knew counts for as long as the API server cannot be reached.
+type Registry struct {
+	c        RegistryConfig
+	every    time.Duration // recordEvery
+	informer cache.SharedIndexInformer
+
+	mu      sync.Mutex // guards what follows
+	own     [registryShards]map[string]struct{}
+	dirty   [registryShards]bool
+	servers map[string]serverLease         // by the Lease's name
+	owners  map[string]map[string]struct{} // servers, by node
+	told    []string
+	stats   RegistryStats
+}
+
+type serverLease struct {
+	server, addr string
+	renewed      time.Time
+}
+
+// RegistryStats is a snapshot.
+type RegistryStats struct {
+	Servers  int    // others that are there
+	Nodes    int    // that others have tunnels of
+	Writes   uint64 // of Leases
+	Failures uint64
+	Err      error // of the latest write; nil if it went well
+}
+
+// NewRegistry makes one that does nothing until Run.
+func NewRegistry(c RegistryConfig) (*Registry, error) {
+	if c.Client == nil || c.Namespace == "" || c.Server == "" || c.Addr == nil || c.Peers == nil {
+		return nil, errors.New("registry: Client, Namespace, Server, Addr and Peers must be set")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Registry{c: c, every: recordEvery, servers: make(map[string]serverLease), owners: make(map[string]map[string]struct{})}
+	for i := range r.own {
+		r.own[i], r.dirty[i] = make(map[string]struct{}), true // a predecessor may have left something
+	}
+	r.informer = informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithNamespace(c.Namespace),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = LabelRegistry }),
+		informers.WithTransform(func(obj any) (any, error) {
+			if l, ok := obj.(*coordinationv1.Lease); ok {
+				l.ManagedFields = nil
+			}
+			return obj, nil
+		})).Coordination().V1().Leases().Informer()
+	_, err := r.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { r.seen(nil, leaseOf(obj)) },
+		UpdateFunc: func(old, obj any) { r.seen(leaseOf(old), leaseOf(obj)) },
+		DeleteFunc: func(obj any) { r.seen(leaseOf(obj), nil) },
+	})
+	return r, err
+}
+
+func leaseOf(obj any) *coordinationv1.Lease {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	l, _ := obj.(*coordinationv1.Lease)
+	return l
+}
+
+// Own notes that our server has a tunnel of a node now, or has none.
+func (r *Registry) Own(node string, has bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := shardOf(node)
+	if has {
+		r.own[i][node] = struct{}{}
+	} else {
+		delete(r.own[i], node)
+	}
+	r.dirty[i] = true
+}
+
+func shardOf(node string) int {
+	h := fnv.New32a()
+	h.Write([]byte(node))
+	return int(h.Sum32() % registryShards)
+}
+
+// Owner returns one of the other servers that say that they have a tunnel of a node, or "".
+func (r *Registry) Owner(node string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for server := range r.owners[node] {
+		return server
+	}
+	return ""
+}
+
+// Stats returns a snapshot.
+func (r *Registry) Stats() RegistryStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.stats
+	s.Servers, s.Nodes = len(r.told), len(r.owners)
+	return s
+}
+
+// Run writes and reads until ctx ends. Our Leases stay: peers let the connection to us go when it ends, and no sooner.
+func (r *Registry) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { r.informer.RunWithContext(ctx) })
+	tick := time.NewTicker(r.every)
+	defer tick.Stop()
+	for n := 0; ctx.Err() == nil; n++ {
+		if n%beatsEvery == 0 {
+			r.write(ctx, r.beat())
+		}
+		if n > 0 && r.informer.HasSynced() { // agents that were here before had time to come back
+			r.record(ctx)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func (r *Registry) lease(kind, suffix, annotation, value string) *coordinationv1.Lease {
+	hash := sha256.Sum256([]byte(r.c.Server)) // names of servers may be as long as those of objects
+	return &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: r.c.Namespace, Name: fmt.Sprintf("edge-tunnel-%s-%x%s", kind, hash[:8], suffix),
+			Labels: map[string]string{LabelRegistry: kind}, Annotations: map[string]string{annotation: value},
+		},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &r.c.Server},
+	}
+}
+
+func (r *Registry) beat() *coordinationv1.Lease {
+	l := r.lease(registryServer, "", annotationPeer, r.c.Addr())
+	seconds, now := int32(beatsEvery*recordEvery/time.Second), metav1.NowMicro()
+	l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &seconds, &now
+	return l
+}
+
+// record writes the shards that differ from what is there.
+func (r *Registry) record(ctx context.Context) {
+	for i := range registryShards {
+		r.mu.Lock()
+		dirty, text := r.dirty[i], shardText(r.own[i])
+		r.dirty[i] = false
+		r.mu.Unlock()
+		if !dirty {
+			continue
+		}
+		l := r.lease(registryNodes, fmt.Sprintf("-%x", i), annotationTunnel, text)
+		obj, there, _ := r.informer.GetStore().GetByKey(l.Namespace + "/" + l.Name)
+		old := leaseOf(obj)
+		if same := there && old.Annotations[annotationTunnel] == text; same || !there && text == "" {
+			continue
+		}
+		if !r.write(ctx, l) {
+			r.mu.Lock()
+			r.dirty[i] = true
+			r.mu.Unlock()
+		}
+	}
+}
+
+func shardText(nodes map[string]struct{}) string {
+	names := make([]string, 0, len(nodes))
+	for node := range nodes {
+		names = append(names, node)
+	}
+	slices.Sort(names)
+	var b strings.Builder
+	for _, name := range names {
+		if b.Len()+1+len(name) > maxShardText {
+			break
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(name)
+	}
+	return b.String()
+}
+
+// write makes a Lease or replaces it: we are its only writer.
+func (r *Registry) write(ctx context.Context, l *coordinationv1.Lease) bool {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	leases := r.c.Client.CoordinationV1().Leases(l.Namespace)
+	patch, err := json.Marshal(l)
+	if err == nil {
+		_, err = leases.Patch(ctx, l.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if apierrors.IsNotFound(err) {
+		_, err = leases.Create(ctx, l, metav1.CreateOptions{})
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stats.Writes++; err != nil {
+		r.stats.Failures++
+		if r.stats.Err == nil {
+			r.c.Log.Warn("other servers may not find this one", "lease", l.Name, "err", err)
+		}
+	}
+	r.stats.Err = err
+	return err == nil
+}
+
+// seen takes what one Lease says in the place of what it said; either may be nil.
+func (r *Registry) seen(old, now *coordinationv1.Lease) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range []*coordinationv1.Lease{old, now} {
+		if l == nil || l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == r.c.Server {
+			continue
+		}
+		switch server := *l.Spec.HolderIdentity; {
+		case l.Labels[LabelRegistry] == registryNodes:
+			r.index(server, l.Annotations[annotationTunnel], l == now)
+		case l.Labels[LabelRegistry] != registryServer:
+		case l == old:
+			delete(r.servers, l.Name)
+		default:
+			s := serverLease{server: server, addr: l.Annotations[annotationPeer]}
+			if l.Spec.RenewTime != nil {
+				s.renewed = l.Spec.RenewTime.Time
+			}
+			r.servers[l.Name] = s
+		}
+	}
+	if peers := r.peers(); !slices.Equal(peers, r.told) {
+		r.told = peers
+		r.c.Peers(slices.Clone(peers))
+	}
+}
+
+// index needs mu.
+func (r *Registry) index(server, text string, add bool) {
+	for node := range strings.SplitSeq(text, ",") {
+		switch servers := r.owners[node]; {
+		case node == "":
+		case add && servers == nil:
+			r.owners[node] = map[string]struct{}{server: {}}
+		case add:
+			servers[server] = struct{}{}
+		default:
+			if delete(servers, server); len(servers) == 0 {
+				delete(r.owners, node)
+			}
+		}
+	}
+}
+
+// peers are the addresses of the servers that are there. It needs mu.
+func (r *Registry) peers() []string {
+	var latest time.Time
+	for _, s := range r.servers {
+		if s.renewed.After(latest) {
+			latest = s.renewed
+		}
+	}
+	var list []string
+	for _, s := range r.servers {
+		host, port, err := net.SplitHostPort(s.addr)
+		n, bad := strconv.ParseUint(port, 10, 16)
+		if err == nil && bad == nil && n > 0 && host != "" && latest.Sub(s.renewed) < serverGone {
+			list = append(list, s.addr)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
