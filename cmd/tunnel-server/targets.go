@@ -58,6 +58,7 @@ type targets struct {
 	mu      sync.Mutex // guards what follows
 	rules   route.Rules
 	servers []netip.Addr        // of nodes that run servers; beside the rules, since somebody else knows them
+	foreign []route.Claim       // to these: refused, and shown, but not remembered
 	up      map[string]struct{} // nodes with a tunnel
 	flipped map[string]struct{} // nodes that came to or left up, not yet told to the kernel
 	stale   bool                // claims or rules have changed since the latest build
@@ -184,29 +185,33 @@ func (t *targets) setRules(rules route.Rules) {
 }
 
 // replace notes the claims of all nodes, and which addresses are those of nodes that run servers. It returns the nodes that were known before
-// and are not any more.
+// and are not any more. Claims to servers' addresses are not remembered: after a restart nobody could tell them from good ones until the
+// cluster has been seen again.
 func (t *targets) replace(claims []route.Claim, servers []netip.Addr) (gone []string) {
 	was := make(map[string]struct{})
 	for _, name := range t.known.Names() {
 		was[name] = struct{}{}
 	}
-	changed := false
+	var foreign []route.Claim
 	for _, c := range claims {
 		delete(was, c.Node)
-		is, err := t.known.Learn(c)
-		if err != nil {
+		kept := route.Claim{Node: c.Node}
+		for _, addr := range c.Addrs {
+			if slices.Contains(servers, addr.Unmap()) {
+				foreign = append(foreign, route.Claim{Node: c.Node, Addrs: []netip.Addr{addr}})
+			} else {
+				kept.Addrs = append(kept.Addrs, addr)
+			}
+		}
+		if _, err := t.known.Learn(kept); err != nil {
 			t.log.Warn("what a node says its addresses are is refused, what it said before counts", "node", c.Node, "addrs", len(c.Addrs), "err", err)
 		}
-		changed = changed || is
 	}
 	for name := range was {
 		t.known.Forget(name)
 		gone = append(gone, name)
 	}
-	t.note(func() {
-		t.stale = t.stale || changed || len(gone) > 0 || !slices.Equal(t.servers, servers)
-		t.servers = servers
-	})
+	t.note(func() { t.servers, t.foreign, t.stale = servers, foreign, true })
 	return gone
 }
 
@@ -328,9 +333,10 @@ func (t *targets) build() error {
 	clear(t.flipped)
 	rules := t.rules
 	rules.Servers = t.servers
+	foreign := t.foreign
 	t.mu.Unlock()
 
-	was, table := t.table.Load(), route.Build(t.known.Claims(), rules)
+	was, table := t.table.Load(), route.Build(slices.Concat(t.known.Claims(), foreign), rules)
 	err := t.narrow(was, table)
 	if err == nil {
 		t.table.Put(table)

@@ -256,6 +256,39 @@ func TestTargetsStoredAreInForceAtStart(t *testing.T) {
 	}
 }
 
+// A Node that claims the address of a cloud node is refused, and shown. After a restart nobody knows the cloud nodes until the cluster is seen, so
+// nothing of it is remembered.
+func TestTargetsOfTheClusterAreNotServers(t *testing.T) {
+	dir := t.TempDir()
+	ts, k := makeTargets(t, dir, route.Rules{})
+	runTargets(t, ts, k)
+	claims := []route.Claim{{Node: "edge-1", Addrs: targetAddrs("10.99.0.1", "10.0.0.2")}, {Node: "edge-2", Addrs: targetAddrs("10.99.0.2")}}
+	if gone := ts.replace(claims, targetAddrs("10.0.0.1", "10.0.0.2")); len(gone) > 0 {
+		t.Errorf("gone: %v", gone)
+	}
+	settle(t, ts)
+	mine, theirs := kernelTarget("10.99.0.1", "edge-1", redirect.Offline), kernelTarget("10.99.0.2", "edge-2", redirect.Offline)
+	wantKernel(t, k, mine, theirs)
+	want := admin.Target{Addr: netip.MustParseAddr("10.0.0.2"), Node: "edge-1", State: "refused", Reason: "server_address"}
+	if got := ts.snapshot(); len(got) != 3 || got[0] != want {
+		t.Errorf("snapshot %v", got)
+	}
+	if gone := ts.replace(claims[:1], targetAddrs("10.0.0.1", "10.0.0.2")); !slices.Equal(gone, []string{"edge-2"}) {
+		t.Errorf("gone: %v, want edge-2", gone)
+	}
+	settle(t, ts)
+	wantKernel(t, k, mine)
+	if err := ts.known.Flush(); err != nil {
+		t.Fatal(err)
+	}
+
+	ts, k = makeTargets(t, dir, route.Rules{})
+	if err := ts.start(); err != nil {
+		t.Fatal(err)
+	}
+	wantKernel(t, k, mine)
+}
+
 // A restart without a state folder: the pinned map is all there is.
 func TestTargetsPinnedAreAdopted(t *testing.T) {
 	long := strings.Repeat("a", 200)
