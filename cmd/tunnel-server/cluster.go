@@ -59,8 +59,8 @@ func newCluster(env cli.Env, o options, targets *targets, log *slog.Logger) (*cl
 			c.met[name] = struct{}{}
 		}
 	}
-	c.nodes, err = kube.NewNodes(kube.NodesConfig{Client: client, Edge: o.edge, Self: o.nodeName, Changed: c.changed, Log: log})
-	return c, err
+	c.nodes = kube.NewNodes(kube.NodesConfig{Client: client, Edge: o.edge, Self: o.nodeName, Changed: c.changed, Log: log})
+	return c, nil
 }
 
 // changed puts a state of the cluster into force.

@@ -104,25 +104,23 @@ func TestLeaderWithoutAPIServer(t *testing.T) {
 // TestLeaderWhoseLeaseIsTaken: somebody else writes themselves into it.
 func TestLeaderWhoseLeaseIsTaken(t *testing.T) {
 	c := &candidates{t: t, client: fake.NewClientset()}
-	// Fakes take every update. The API server does not take one of what has changed since.
+	// Fakes take every update. The API server does not take one of what has changed since, here because "b" was faster.
+	other, seconds, now := "b", int32(2), metav1.NowMicro()
+	stolen := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "lease"}, Spec: coordinationv1.LeaseSpec{
+		HolderIdentity: &other, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now}}
 	var taken atomic.Bool
 	c.client.PrependReactor("update", "leases", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		return taken.Load(), nil, apierrors.NewConflict(a.GetResource().GroupResource(), "lease", errors.New("changed"))
+		if !taken.Load() {
+			return false, nil, nil
+		}
+		if err := c.client.Tracker().Update(coordinationv1.SchemeGroupVersion.WithResource("leases"), stolen, ns); err != nil {
+			t.Error(err)
+		}
+		return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), "lease", errors.New("changed"))
 	})
 	a, _ := c.start("a")
 	eventually(t, "leads", func() bool { return a.Stats().Leading })
-	other, seconds, now := "b", int32(2), metav1.NowMicro()
-	leases := coordinationv1.SchemeGroupVersion.WithResource("leases")
-	obj, err := c.client.Tracker().Get(leases, ns, "lease")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lease := obj.DeepCopyObject().(*coordinationv1.Lease)
-	lease.Spec = coordinationv1.LeaseSpec{HolderIdentity: &other, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now}
 	taken.Store(true)
-	if err := c.client.Tracker().Update(leases, lease, ns); err != nil {
-		t.Fatal(err)
-	}
 	eventually(t, "lost", func() bool { return !a.Stats().Leading && a.Stats().Leader == "b" })
 	taken.Store(false)
 	eventually(t, "won again", func() bool { return a.Stats().Leading && a.Stats().Terms == 2 })

@@ -3,26 +3,21 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/route"
 )
@@ -105,67 +100,43 @@ type NodesStatus struct {
 // Nodes follows the Node objects of a cluster. What it last knew counts for as long as the API server cannot be reached, and nothing is
 // concluded from a list that is not whole.
 type Nodes struct {
-	c        NodesConfig
-	informer cache.SharedIndexInformer
-	changed  chan struct{}
+	c      NodesConfig
+	nodes  *follower[*corev1.Node]
+	change chan struct{}
 
-	interrupted atomic.Bool // the latest watch could not be begun
-
-	mu      sync.Mutex // guards what follows
-	status  NodesStatus
-	partial error // the latest list was not whole
+	mu     sync.Mutex  // guards what follows
+	status NodesStatus // its Err is that of a list that is not whole
 }
 
 // NewNodes makes one that does nothing until Run.
-func NewNodes(c NodesConfig) (*Nodes, error) {
+func NewNodes(c NodesConfig) *Nodes {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Nodes{c: c, changed: make(chan struct{}, 1)}
-	nodes := c.Client.CoreV1().Nodes()
-	n.informer = cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
-		WatchFuncWithContext: n.watch,
-	}, c.Client), &corev1.Node{}, 0, nil)
-	changed := func() {
-		select {
-		case n.changed <- struct{}{}:
-		default:
-		}
+	n := &Nodes{c: c, change: make(chan struct{}, 1)}
+	api := c.Client.CoreV1().Nodes()
+	n.nodes = &follower[*corev1.Node]{
+		what: "nodes", client: c.Client, log: c.Log, lighten: n.lighten, changed: n.changed,
+		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
+		watch: api.Watch,
 	}
-	_, err := n.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { changed() },
-		UpdateFunc: func(was, is any) {
-			if !slices.EqualFunc(was.(*corev1.Node).Status.Addresses, is.(*corev1.Node).Status.Addresses, sameAddress) || !sameLabels(was, is) {
-				changed()
-			}
-		},
-		DeleteFunc: func(any) { changed() },
-	})
-	return n, errors.Join(err, n.informer.SetTransform(n.lighten), n.informer.SetWatchErrorHandlerWithContext(n.failed))
+	return n
 }
 
-func sameAddress(a, b corev1.NodeAddress) bool { return a == b }
-
-func sameLabels(was, is any) bool {
-	a, b := was.(*corev1.Node).Labels, is.(*corev1.Node).Labels
-	if len(a) != len(b) {
-		return false
+func (n *Nodes) changed(changes []change[*corev1.Node]) {
+	if len(changes) > 0 && !slices.ContainsFunc(changes, func(c change[*corev1.Node]) bool {
+		return c.was == nil || c.is == nil || !slices.Equal(c.was.Status.Addresses, c.is.Status.Addresses) || !maps.Equal(c.was.Labels, c.is.Labels)
+	}) {
+		return
 	}
-	for key, value := range a {
-		if other, ok := b[key]; !ok || other != value {
-			return false
-		}
+	select {
+	case n.change <- struct{}{}:
+	default:
 	}
-	return true
 }
 
 // lighten keeps of a Node what decides about it: some hundred bytes instead of some ten thousand, of which its images are most.
-func (n *Nodes) lighten(object any) (any, error) {
-	node, ok := object.(*corev1.Node)
-	if !ok {
-		return object, nil
-	}
+func (n *Nodes) lighten(node *corev1.Node) *corev1.Node {
 	light := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion}}
 	keep := func(key string) {
 		if value, ok := node.Labels[key]; ok {
@@ -186,52 +157,23 @@ func (n *Nodes) lighten(object any) (any, error) {
 			light.Status.Addresses = append(light.Status.Addresses, a)
 		}
 	}
-	return light, nil
-}
-
-// watch begins a watch. After an outage it has the informer list anew instead: what comes back may have been restored from a backup, and a
-// watch from a version that it has not reached, or has reached in another way, would leave things out and say nothing.
-func (n *Nodes) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	if n.interrupted.Swap(false) && o.ResourceVersion != "" {
-		return nil, apierrors.NewResourceExpired("the API server was away")
-	}
-	w, err := n.c.Client.CoreV1().Nodes().Watch(ctx, o)
-	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
-		// What client-go makes of a connection that was closed before an answer came, by a load balancer say.
-		err = errors.New("the connection was closed before an answer came")
-	}
-	if err != nil {
-		n.interrupted.Store(true)
-		n.failed(ctx, nil, err) // the informer tells nobody of a refused connection
-		return nil, err
-	}
-	n.succeed()
-	return w, nil
+	return light
 }
 
 // Run follows the Nodes until ctx ends, whatever happens to the API server.
 func (n *Nodes) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { n.informer.RunWithContext(ctx) })
-	if !cache.WaitForCacheSync(ctx.Done(), n.informer.HasSynced) {
-		return nil
-	}
+	wg.Go(func() { n.nodes.run(ctx) })
 	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.change:
+		}
 		n.tell(ctx)
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, settleTime) {
 			return nil
-		case <-n.changed:
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(settleTime):
-		}
-		select { // what came meanwhile is in the next snapshot
-		case <-n.changed:
-		default:
 		}
 	}
 }
@@ -241,10 +183,9 @@ func (n *Nodes) tell(ctx context.Context) {
 	var (
 		state NodesState
 		self  = n.c.Self == ""
-		list  = n.informer.GetStore().List()
+		list  = n.nodes.all()
 	)
-	for _, object := range list {
-		node := object.(*corev1.Node)
+	for _, node := range list {
 		self = self || node.Name == n.c.Self
 		addrs := nodeAddrs(node)
 		switch edge, tunneled := n.c.Edge.Mode(node.Labels); {
@@ -259,19 +200,16 @@ func (n *Nodes) tell(ctx context.Context) {
 		n.c.Log.Warn("the list of Nodes is not whole, what was known before stays in force", "err", err)
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.partial == nil {
+		if n.status.Err == nil {
 			n.status.Since = time.Now()
 		}
-		n.partial = err
+		n.status.Err = err
 		return
 	}
 	slices.SortFunc(state.Tunneled, func(a, b route.Claim) int { return strings.Compare(a.Node, b.Node) })
 	slices.SortFunc(state.Cloud, netip.Addr.Compare)
 	n.mu.Lock()
-	n.status.Complete, n.status.Nodes, n.partial = true, len(list), nil
-	if n.status.Err == nil {
-		n.status.Since = time.Time{}
-	}
+	n.status = NodesStatus{Complete: true, Nodes: len(list)}
 	n.mu.Unlock()
 	n.c.Changed(ctx, state)
 }
@@ -290,45 +228,10 @@ func nodeAddrs(node *corev1.Node) []netip.Addr {
 // Status returns the present state.
 func (n *Nodes) Status() NodesStatus {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	s := n.status
-	s.Err = cmp.Or(s.Err, n.partial)
+	n.mu.Unlock()
+	if outage := n.nodes.state(); outage.Err != nil {
+		s.Err, s.Since = outage.Err, outage.Since
+	}
 	return s
-}
-
-// succeed notes that the API server has begun a watch. Nothing else tells, in a cluster where nothing happens.
-func (n *Nodes) succeed() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.status.Err == nil {
-		return
-	}
-	n.c.Log.Info("the Nodes are followed again")
-	n.status.Err = nil
-	if n.partial == nil {
-		n.status.Since = time.Time{}
-	}
-}
-
-func (n *Nodes) fail(err error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.status.Err == nil && n.partial == nil {
-		n.status.Since = time.Now()
-	}
-	if n.status.Err == nil || n.status.Err.Error() != err.Error() {
-		n.c.Log.Warn("the Nodes cannot be followed, what was known before stays in force", "err", err)
-	}
-	n.status.Err = err
-}
-
-// failed is told by the informer why its list or watch ended. It begins again by itself, with growing pauses.
-func (n *Nodes) failed(ctx context.Context, _ *cache.Reflector, err error) {
-	switch {
-	case ctx.Err() != nil, apierrors.IsResourceExpired(err), apierrors.IsGone(err): // lists anew at once
-	case apierrors.IsForbidden(err):
-		n.fail(fmt.Errorf("not allowed to list and watch nodes: the ServiceAccount needs a ClusterRole with these verbs: %w", err))
-	default:
-		n.fail(fmt.Errorf("follow nodes: %w", err))
-	}
 }

@@ -17,8 +17,8 @@ func followServer(t *testing.T, kubeconfig string) *following {
 	client, err := NewClient(ClientOptions{Kubeconfig: kubeconfig, UserAgent: "test"})
 	must(t, err)
 	f := &following{t: t, states: make(chan NodesState, 1)}
-	f.Nodes, err = NewNodes(NodesConfig{Client: client, Edge: DefaultEdgeNodes(), Self: "cloud-1", Changed: f.changed})
 	must(t, err)
+	f.Nodes = NewNodes(NodesConfig{Client: client, Edge: DefaultEdgeNodes(), Self: "cloud-1", Changed: f.changed})
 	f.run()
 	return f
 }

@@ -20,10 +20,10 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 )
 
 // What the Leases of servers say. All of them have the label; its value is what they are.
@@ -66,9 +66,9 @@ type RegistryConfig struct {
 // Registry is where servers find each other, and who has which node, by Leases: each server writes its own and reads all. It is a hint. What
 // it knew counts for as long as the API server cannot be reached.
 type Registry struct {
-	c        RegistryConfig
-	every    time.Duration // recordEvery
-	informer cache.SharedIndexInformer
+	c      RegistryConfig
+	every  time.Duration // recordEvery
+	leases *follower[*coordinationv1.Lease]
 
 	mu      sync.Mutex // guards what follows
 	own     [registryShards]map[string]struct{}
@@ -105,28 +105,29 @@ func NewRegistry(c RegistryConfig) (*Registry, error) {
 	for i := range r.own {
 		r.own[i], r.dirty[i] = make(map[string]struct{}), true // a predecessor may have left something
 	}
-	r.informer = informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithNamespace(c.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = LabelRegistry }),
-		informers.WithTransform(func(obj any) (any, error) {
-			if l, ok := obj.(*coordinationv1.Lease); ok {
-				l.ManagedFields = nil
+	api := c.Client.CoordinationV1().Leases(c.Namespace)
+	r.leases = &follower[*coordinationv1.Lease]{
+		what: "leases", client: c.Client, log: c.Log,
+		lighten: func(whole *coordinationv1.Lease) *coordinationv1.Lease {
+			light := *whole
+			light.ManagedFields = nil
+			return &light
+		},
+		changed: func(changes []change[*coordinationv1.Lease]) {
+			for _, l := range changes {
+				r.seen(l.was, l.is)
 			}
-			return obj, nil
-		})).Coordination().V1().Leases().Informer()
-	_, err := r.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { r.seen(nil, leaseOf(obj)) },
-		UpdateFunc: func(old, obj any) { r.seen(leaseOf(old), leaseOf(obj)) },
-		DeleteFunc: func(obj any) { r.seen(leaseOf(obj), nil) },
-	})
-	return r, err
-}
-
-func leaseOf(obj any) *coordinationv1.Lease {
-	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = gone.Obj
+		},
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector = LabelRegistry
+			return api.List(ctx, o)
+		},
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector = LabelRegistry
+			return api.Watch(ctx, o)
+		},
 	}
-	l, _ := obj.(*coordinationv1.Lease)
-	return l
+	return r, nil
 }
 
 // Own notes that our server has a tunnel of a node now, or has none.
@@ -171,14 +172,14 @@ func (r *Registry) Stats() RegistryStats {
 func (r *Registry) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { r.informer.RunWithContext(ctx) })
+	wg.Go(func() { r.leases.run(ctx) })
 	tick := time.NewTicker(r.every)
 	defer tick.Stop()
 	for n := 0; ctx.Err() == nil; n++ {
 		if n%beatsEvery == 0 {
 			r.write(ctx, r.beat())
 		}
-		if n > 0 && r.informer.HasSynced() { // agents that were here before had time to come back
+		if _, complete := r.leases.get(""); n > 0 && complete { // agents that were here before had time to come back
 			r.record(ctx)
 		}
 		select {
@@ -218,9 +219,8 @@ func (r *Registry) record(ctx context.Context) {
 			continue
 		}
 		l := r.lease(registryNodes, fmt.Sprintf("-%x", i), annotationTunnel, text)
-		obj, there, _ := r.informer.GetStore().GetByKey(l.Namespace + "/" + l.Name)
-		old := leaseOf(obj)
-		if same := there && old.Annotations[annotationTunnel] == text; same || !there && text == "" {
+		old, _ := r.leases.get(l.Name)
+		if same := old != nil && old.Annotations[annotationTunnel] == text; same || old == nil && text == "" {
 			continue
 		}
 		if !r.write(ctx, l) {
