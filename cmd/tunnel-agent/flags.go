@@ -4,12 +4,14 @@ package main
 
 import (
 	"errors"
+	"path/filepath"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube/servercfg"
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
 )
 
@@ -24,6 +26,7 @@ type options struct {
 	cluster kubecert.Options
 
 	loopbackPorts []uint16
+	configDir     string // empty: none
 	allow         []deliver.Rule
 
 	admin        string
@@ -77,6 +80,8 @@ func parse(env cli.Env) (options, error) {
 	policy := flags.Group("What may be dialed")
 	cli.PortsVar(policy, &o.loopbackPorts, "localhost-proxy-ports", "Ports for which loopback is dialed instead of the destination,"+
 		" and then, if it refuses, the node's address that was asked for.")
+	policy.StringVar(&o.configDir, "config-dir", "", "`DIR` where a pod has the ConfigMap edge-tunnel-server-cfg as a volume: its "+servercfg.KeyLocalhost+
+		" count instead of --localhost-proxy-ports, as soon as they are there.")
 	var allow []string
 	policy.StringArrayVar(&allow, "allow", nil, "`ADDR-OR-CIDR:PORTS` beyond this node that may be dialed: 192.168.7.20:22,8000-8100"+
 		" or [fd00:7::/64]:*. Addresses only, names are not looked up.")
@@ -96,6 +101,9 @@ func parse(env cli.Env) (options, error) {
 	var err error
 	if o.allow, err = deliver.ParseRules(allow...); err != nil {
 		errs = append(errs, cli.WithHint(cli.Usagef("--allow: %w", err), "expected ADDR-OR-CIDR:PORTS, such as 192.168.7.20:22,80 or [fd00:7::/64]:8000-8100"))
+	}
+	if o.configDir != "" && !filepath.IsAbs(o.configDir) {
+		errs = append(errs, cli.WithHint(cli.Usagef("--config-dir: %q is relative", o.configDir), "expected a path that begins with /"))
 	}
 	if o.tunnels < 1 || o.tunnels > 16 {
 		errs = append(errs, cli.Usagef("--tunnels: %d is not between 1 and 16", o.tunnels))

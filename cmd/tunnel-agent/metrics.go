@@ -3,6 +3,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 )
@@ -10,7 +12,7 @@ import (
 // metrics are all metrics of the agent. They are pulled from the parts when somebody asks.
 func (a *app) metrics() []admin.Metric {
 	tun, conns, id, net := a.agent.Stats(), a.handler.Stats(), a.store.Stats(), a.network.watcher.Stats()
-	return append([]admin.Metric{
+	return slices.Concat([]admin.Metric{
 		admin.GaugeBy("edge_tunnel_agent_tunnels", "Tunnels to servers, by state; retired ones only finish their streams.", "state",
 			map[string]int{"up": tun.Tunnels, "retired": tun.Retired}),
 		admin.Counter("edge_tunnel_agent_dials_total", "Attempts to make a tunnel.", tun.Dials),
@@ -33,5 +35,5 @@ func (a *app) metrics() []admin.Metric {
 		admin.Gauge("edge_tunnel_agent_certificate_expiry_timestamp_seconds", "When the node's certificate ends, in Unix time.", daemon.CertificateExpiry(id)),
 		admin.Counter("edge_tunnel_agent_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 		admin.Counter("edge_tunnel_agent_network_failures_total", "Failed looks at the node's network.", net.Failures),
-	}, a.certificate.Metrics("edge_tunnel_agent_")...)
+	}, a.certificate.Metrics("edge_tunnel_agent_"), a.loopback.metrics())
 }

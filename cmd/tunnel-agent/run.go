@@ -40,6 +40,7 @@ func run(ctx context.Context, env cli.Env) error {
 	if err := network.look(ctx); err != nil {
 		return err
 	}
+	loopback := newLoopback(o.loopbackPorts, o.configDir, log)
 	adminLn, err := daemon.Listen(ctx, "--admin", o.admin)
 	if err != nil {
 		return err
@@ -54,10 +55,10 @@ func run(ctx context.Context, env cli.Env) error {
 	conns := maxConns()
 	handler, err := deliver.New(deliver.Config{
 		Policy: deliver.Policy{
-			Own:           network.has,
-			LoopbackPorts: o.loopbackPorts,
-			Allow:         o.allow,
-			ClosedPorts:   []uint16{adminLn.Addr().(*net.TCPAddr).AddrPort().Port()},
+			Own:         network.has,
+			Loopback:    loopback.has,
+			Allow:       o.allow,
+			ClosedPorts: []uint16{adminLn.Addr().(*net.TCPAddr).AddrPort().Port()},
 		},
 		MaxConns: conns,
 		Logger:   log,
@@ -92,7 +93,7 @@ func run(ctx context.Context, env cli.Env) error {
 	// Life ends when somebody wants it to, which begins the drain; services end after it.
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	a := &app{options: o, store: store, certificate: certificate, network: network, handler: handler, agent: agent, life: life, started: time.Now()}
+	a := &app{options: o, store: store, certificate: certificate, network: network, loopback: loopback, handler: handler, agent: agent, life: life, started: time.Now()}
 	adminServer, err := admin.New(admin.Config{
 		Name: env.Name, Version: cli.Version(), Ready: a.conditions, Metrics: a.metrics, State: a.state, Pprof: o.pprof, Log: log,
 	})
@@ -113,6 +114,7 @@ func run(ctx context.Context, env cli.Env) error {
 	group.Go(func() error { return store.Run(services) })
 	group.Go(func() error { return certificate.Run(services) })
 	group.Go(func() error { return network.run(services) })
+	group.Go(func() error { loopback.run(services); return nil })
 	group.Go(func() error { return agent.Run(services) })
 	group.Go(func() error { return adminServer.Serve(services, adminLn) })
 	group.Go(func() error { return control.Serve(services, controlLn) })

@@ -267,7 +267,8 @@ func TestMetricsAreNamedWell(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &app{store: store, handler: handler, agent: tunnels, network: newNetwork(slog.New(slog.DiscardHandler))}
+	a := &app{store: store, handler: handler, agent: tunnels, network: newNetwork(slog.New(slog.DiscardHandler)),
+		loopback: newLoopback(nil, t.TempDir(), slog.New(slog.DiscardHandler))}
 	for _, m := range a.metrics() {
 		if err := m.Validate(); err != nil {
 			t.Error(err)
@@ -300,6 +301,7 @@ func TestBadStarts(t *testing.T) {
 		{good("--tunnels", "0"), cli.StatusUsage, "not between 1 and 16"},
 		{good("--drain-timeout", "-1s"), cli.StatusUsage, "is negative"},
 		{good("--localhost-proxy-ports", "http"), cli.StatusUsage, "--localhost-proxy-ports"},
+		{good("--config-dir", "config"), cli.StatusUsage, "is relative"},
 		{good("--server", "not a host"), cli.StatusUsage, "--server"},
 		{good("--cert", filepath.Join(dir, "missing.crt")), cli.StatusFailed, "no such file"},
 		{good("--cert", filepath.Join(dir, "cloud-1.crt"), "--key", filepath.Join(dir, "cloud-1.key")), cli.StatusFailed, "error: "},

@@ -26,6 +26,7 @@ type app struct {
 	store       *identity.Store
 	certificate *kubecert.Certificate
 	network     *network
+	loopback    *loopback
 	handler     *deliver.Handler
 	agent       *tunnel.Agent
 	life        context.Context // ends when the agent is to stop
@@ -69,7 +70,8 @@ func (a *app) status() admin.Status {
 		Tunnels: a.agent.Stats().Tunnels, Connections: a.handler.Stats().Open,
 		Certificate: certificate,
 		Agent: &admin.AgentStatus{
-			Servers: a.options.servers, Addrs: a.network.addrs(), LocalhostPorts: a.options.loopbackPorts, Allow: rules,
+			Servers: a.options.servers, Addrs: a.network.addrs(), LocalhostPorts: a.loopback.ports(), Allow: rules,
+			LocalhostConfig: a.loopback.view(),
 		},
 	}
 }

@@ -255,7 +255,7 @@ func (n *node) startAgent() {
 	}
 	store, err := identity.Open(n.pki.files("edge-1"), identity.Options{Role: identity.RoleAgent})
 	must(t, err)
-	handler, err := deliver.New(deliver.Config{Policy: deliver.Policy{Own: func(netip.Addr) bool { return false }, LoopbackPorts: []uint16{10250}}})
+	handler, err := deliver.New(deliver.Config{Policy: deliver.Policy{Own: func(netip.Addr) bool { return false }, Loopback: func(port uint16) bool { return port == 10250 }}})
 	must(t, err)
 	agent, err := tunnel.NewAgent(tunnel.AgentConfig{
 		Servers: []string{"127.0.0.1:10262"},

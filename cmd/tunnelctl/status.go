@@ -147,8 +147,28 @@ func agentRows(a *admin.AgentStatus) [][2]string {
 		{"dials servers", strings.Join(a.Servers, " ")},
 		{"delivers to", list(a.Addrs)},
 		{"  loopback ports", list(a.LocalhostPorts)},
+		{"  ports from", localhostRow(a.LocalhostConfig)},
 		{"  also", strings.Join(a.Allow, " ")},
 	}
+}
+
+func localhostRow(c *admin.LocalhostConfig) string {
+	if c == nil {
+		return ""
+	}
+	text := "the ConfigMap in " + c.Dir
+	switch {
+	case c.Error != "":
+		text += fmt.Sprintf(", which cannot be read since %s: %s", c.Since.Local().Format(time.DateTime), c.Error)
+	case !c.Exists:
+		text += ", which says nothing about them: those of the flags"
+	case c.Kept:
+		text += ", in which none is understood: what was in force before stays"
+	}
+	for _, p := range c.Problems {
+		text += "; " + p
+	}
+	return text
 }
 
 func list[T any](values []T) string {

@@ -121,6 +121,18 @@ type AgentStatus struct {
 	Addrs          []netip.Addr `json:"addrs"`   // its own, where it dials any port
 	LocalhostPorts []uint16     `json:"localhost_proxy_ports"`
 	Allow          []string     `json:"allow"`
+
+	LocalhostConfig *LocalhostConfig `json:"localhost_config,omitempty"` // what the ports follow; nil: they are those of the flags
+}
+
+// LocalhostConfig says how the ConfigMap that an agent has as a folder is doing.
+type LocalhostConfig struct {
+	Dir      string    `json:"dir"`
+	Exists   bool      `json:"exists"` // it has the key
+	Kept     bool      `json:"kept"`   // nothing in it is understood: the ports of before stay in force
+	Problems []string  `json:"problems,omitempty"`
+	Error    string    `json:"error,omitempty"` // why it cannot be read: the same
+	Since    time.Time `json:"since,omitzero"`  // of Error
 }
 
 // ControllerStatus is what only a controller has.

@@ -419,7 +419,7 @@ func TestLoopbackThenOwnAddress(t *testing.T) {
 		var mu sync.Mutex
 		var dialed []netip.Addr
 		l := newLab(t, func(cfg *deliver.Config) {
-			cfg.Policy = deliver.Policy{Own: func(a netip.Addr) bool { return a == own }, LoopbackPorts: []uint16{port(service)}}
+			cfg.Policy = deliver.Policy{Own: func(a netip.Addr) bool { return a == own }, Loopback: ports(port(service))}
 			cfg.Dial = func(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error) {
 				mu.Lock()
 				defer mu.Unlock()

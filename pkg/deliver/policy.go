@@ -13,16 +13,16 @@ import (
 //
 //   - Never: unspecified, multicast, link-local (cloud metadata services live there) and broadcast addresses.
 //   - The node's own addresses, on any port but ClosedPorts.
-//   - On LoopbackPorts, whatever the destination: loopback of its family instead, because that is where such services listen.
+//   - On Loopback's ports, whatever the destination: loopback of its family instead, because that is where such services listen.
 //     This covers a node that the cloud knows by an address of its NAT gateway. If loopback refuses and the
 //     destination is the node's own, the destination is dialed after all.
 //   - What Allow lists. A rule opens loopback only if it is about loopback, and a closed port only if it is about one
 //     address: "0.0.0.0/0:*" opens neither.
 type Policy struct {
-	Own           func(netip.Addr) bool // whether the node has this address now; nil: it has none
-	LoopbackPorts []uint16
-	Allow         []Rule
-	ClosedPorts   []uint16 // the agent's own
+	Own         func(netip.Addr) bool  // whether the node has this address now; nil: it has none
+	Loopback    func(port uint16) bool // whether it is one of these ports now; nil: there are none
+	Allow       []Rule
+	ClosedPorts []uint16 // the agent's own
 }
 
 // Why a destination is not allowed.
@@ -50,7 +50,7 @@ func (p Policy) Targets(dst netip.AddrPort) ([]netip.AddrPort, error) {
 	addr, port := dst.Addr().Unmap(), dst.Port()
 	dst = netip.AddrPortFrom(addr, port)
 	own := p.Own != nil && p.Own(addr)
-	proxied := slices.Contains(p.LoopbackPorts, port)
+	proxied := p.Loopback != nil && p.Loopback(port)
 	switch {
 	case !addr.IsValid() || port == 0 || never(addr):
 		return nil, &DeniedError{dst, errNever}

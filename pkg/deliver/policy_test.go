@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
@@ -20,20 +21,24 @@ func rules(t *testing.T, texts ...string) []deliver.Rule {
 	return r
 }
 
+func ports(list ...uint16) func(uint16) bool {
+	return func(port uint16) bool { return slices.Contains(list, port) }
+}
+
 func TestPolicy(t *testing.T) {
 	own := func(a netip.Addr) bool {
 		return a == netip.MustParseAddr("10.0.0.5") || a == netip.MustParseAddr("fd00::5") ||
 			// An interface has these as well; they are not opened by that.
 			a == netip.MustParseAddr("169.254.1.1") || a == netip.MustParseAddr("fe80::1") || a.IsLoopback()
 	}
-	plain := deliver.Policy{Own: own, LoopbackPorts: []uint16{10250}, ClosedPorts: []uint16{10266}}
+	plain := deliver.Policy{Own: own, Loopback: ports(10250), ClosedPorts: []uint16{10266}}
 	with := func(texts ...string) deliver.Policy {
 		p := plain
 		p.Allow = rules(t, texts...)
 		return p
 	}
 	adminListed := plain
-	adminListed.LoopbackPorts = []uint16{10250, 10266}
+	adminListed.Loopback = ports(10250, 10266)
 
 	for _, c := range []struct {
 		name   string
@@ -105,10 +110,10 @@ func FuzzPolicy(f *testing.F) {
 			return
 		}
 		policy := deliver.Policy{
-			Own:           func(netip.Addr) bool { return true },
-			LoopbackPorts: []uint16{10250},
-			ClosedPorts:   []uint16{10266},
-			Allow:         rules(t, "0.0.0.0/0:*", "[::/0]:*"),
+			Own:         func(netip.Addr) bool { return true },
+			Loopback:    ports(10250),
+			ClosedPorts: []uint16{10266},
+			Allow:       rules(t, "0.0.0.0/0:*", "[::/0]:*"),
 		}
 		targets, err := policy.Targets(netip.AddrPortFrom(addr, port))
 		if (err == nil) != (len(targets) > 0) {
