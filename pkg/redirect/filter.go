@@ -23,22 +23,42 @@ func sizeFilter(spec *ebpf.CollectionSpec) error {
 
 func filterBits(words uint32) int { return bits.TrailingZeros32(words) + 6 }
 
-// filterBit says which bit of which word of a filter stands for an address: may_be_target() of bpf/filter.h.
-func filterBit(addr netip.Addr, words int) (word int, bit uint64) {
-	mix := func(x uint64) uint64 { return (x ^ x>>32) * 0x9e3779b97f4a7c15 }
-	b := to16(addr)
-	hash := mix(mix(mix(binary.LittleEndian.Uint64(b[:8]))^binary.LittleEndian.Uint64(b[8:]))) >> (64 - filterBits(uint32(words)))
-	return int(hash / 64), 1 << (hash % 64)
+// filterMaps are what may_be_target() of bpf/filter.h looks at: the networks of targets, then the targets.
+var filterMaps = []string{kernelMapTargetNetworks, kernelMapTargetFilter}
+
+// filter is what the filterMaps hold.
+type filter [2][]uint64
+
+// place is a bit of a map.
+type place struct {
+	word int
+	bit  uint64
 }
 
-// writeFilter makes a filter the one of these targets, and of the canary's destinations, which are no targets. It is computed anew each time,
-// because several targets can have one bit, and only words are written that differ from former, what the map holds; nil if that is not
-// known, as after an error. Whatever part of it the programs see, a target of both lists has its bit.
-func writeFilter(m *ebpf.Map, former []uint64, targets iter.Seq[netip.Addr]) ([]uint64, error) {
-	filter := make([]uint64, m.MaxEntries())
+// places are the bits that stand for an address, one in each map.
+func (f filter) places(addr netip.Addr) (in [2]place) {
+	mix := func(x uint64) uint64 { return (x ^ x>>32) * 0x9e3779b97f4a7c15 }
+	b := to16(addr)
+	for i := len(f) - 1; i >= 0; i-- {
+		hash := mix(mix(mix(binary.LittleEndian.Uint64(b[:8]))^binary.LittleEndian.Uint64(b[8:]))) >> (64 - filterBits(uint32(len(f[i]))))
+		in[i] = place{int(hash / 64), 1 << (hash % 64)}
+		b[15] = 0 // the rest is the network
+	}
+	return in
+}
+
+// writeFilter makes the filter the one of these targets, and of the canary's destinations, which are no targets. It is computed anew each time,
+// because several targets can have one bit, and only words are written that differ from former, what the maps hold; empty if that is not
+// known, as after an error. Whatever part of it the programs see, a target of both lists has its bits.
+func writeFilter(maps map[string]*ebpf.Map, former filter, targets iter.Seq[netip.Addr]) (filter, error) {
+	var f filter
+	for i, name := range filterMaps {
+		f[i] = make([]uint64, maps[name].MaxEntries())
+	}
 	add := func(addr netip.Addr) {
-		word, bit := filterBit(addr, len(filter))
-		filter[word] |= bit
+		for i, at := range f.places(addr) {
+			f[i][at.word] |= at.bit
+		}
 	}
 	for addr := range targets {
 		add(addr)
@@ -46,18 +66,20 @@ func writeFilter(m *ebpf.Map, former []uint64, targets iter.Seq[netip.Addr]) ([]
 	for _, addr := range canaryAddrs() {
 		add(addr)
 	}
-	var at []uint32
-	var words []uint64
-	for i, word := range filter {
-		if former == nil || former[i] != word {
-			at, words = append(at, uint32(i)), append(words, word)
+	for i, name := range filterMaps {
+		var at []uint32
+		var words []uint64
+		for j, word := range f[i] {
+			if former[i] == nil || former[i][j] != word {
+				at, words = append(at, uint32(j)), append(words, word)
+			}
+		}
+		if len(at) == 0 {
+			continue
+		}
+		if _, err := maps[name].BatchUpdate(at, words, nil); err != nil {
+			return filter{}, explain("write the filter of targets", err)
 		}
 	}
-	if len(at) == 0 {
-		return filter, nil
-	}
-	if _, err := m.BatchUpdate(at, words, nil); err != nil {
-		return nil, explain("write the filter of targets", err)
-	}
-	return filter, nil
+	return f, nil
 }

@@ -33,11 +33,11 @@ func randomTargets(n int) []Target {
 	return sortTargets(list)
 }
 
-// twin is another address that has the same bit.
+// twin is another address that has the same bit among addresses.
 func twin(k *Kernel, addr netip.Addr) netip.Addr {
-	word, bit := filterBit(addr, len(k.filter))
+	want := k.filter.places(addr)[1]
 	for other := netip.AddrFrom4([4]byte{10, 200, 0, 0}); ; other = other.Next() {
-		if w, b := filterBit(other, len(k.filter)); w == word && b == bit && other != addr {
+		if k.filter.places(other)[1] == want && other != addr {
 			return other
 		}
 	}
@@ -124,7 +124,9 @@ func TestFilterOfPredecessors(t *testing.T) {
 	}
 	must(t, k.Close())
 
-	must(t, os.Remove(k.pins.mapPin(kernelMapTargetFilter)))
+	for _, name := range filterMaps {
+		must(t, os.Remove(k.pins.mapPin(name)))
+	}
 	k = l.open()
 	must(t, k.SetTargets(list))
 	must(t, k.Attach())
@@ -159,16 +161,18 @@ func TestFilterForgets(t *testing.T) {
 	}
 	must(t, k.SetTargets(randomTargets(scaled(1000)+50)))
 	must(t, k.SetTargets(nil))
-	set := 0
-	var at uint32
-	var word uint64
-	entries := k.maps[kernelMapTargetFilter].Iterate()
-	for entries.Next(&at, &word) {
-		set += bits.OnesCount64(word)
-	}
-	must(t, entries.Err())
-	if set != len(canaryAddrs()) {
-		t.Errorf("%d bits are set without targets, want the canary's %d", set, len(canaryAddrs()))
+	for _, name := range filterMaps {
+		set := 0
+		var at uint32
+		var word uint64
+		entries := k.maps[name].Iterate()
+		for entries.Next(&at, &word) {
+			set += bits.OnesCount64(word)
+		}
+		must(t, entries.Err())
+		if set != len(canaryAddrs()) {
+			t.Errorf("%s: %d bits are set without targets, want the canary's %d", name, set, len(canaryAddrs()))
+		}
 	}
 }
 
@@ -235,26 +239,37 @@ func TestFilterIsSparse(t *testing.T) {
 		"four times as many":       {block(v4(10, 0), 4*n), block(v4(11, 0), n)},
 	} {
 		// Compared with what chance would give.
-		filter := make([]uint64, words)
+		f := filter{make([]uint64, 2048), make([]uint64, words)}
+		networks := make(map[netip.Prefix]struct{})
 		for _, addr := range c.targets {
-			word, bit := filterBit(addr, words)
-			filter[word] |= bit
+			for i, at := range f.places(addr) {
+				f[i][at.word] |= at.bit
+			}
+			networks[netip.PrefixFrom(addr, addr.BitLen()-8).Masked()] = struct{}{}
 		}
-		set := 0
-		for _, word := range filter {
-			set += bits.OnesCount64(word)
-		}
-		if even := float64(len(c.targets)) * (1 - float64(len(c.targets))/(2*64*words)); float64(set) < 0.97*even {
-			t.Errorf("%s: %d targets have %d bits, want %.0f", name, len(c.targets), set, even)
-		}
-		passed := 0
-		for _, addr := range c.others {
-			if word, bit := filterBit(addr, words); filter[word]&bit != 0 {
-				passed++
+		for i, n := range []int{len(networks), len(c.targets)} {
+			set := 0
+			for _, word := range f[i] {
+				set += bits.OnesCount64(word)
+			}
+			if even := float64(n) * (1 - float64(n)/float64(2*64*len(f[i]))); float64(set) < 0.97*even {
+				t.Errorf("%s, %s: %d have %d bits, want %.0f", name, filterMaps[i], n, set, even)
 			}
 		}
-		if most := 1.2 * float64(len(c.others)) * float64(len(c.targets)) / (64 * words); float64(passed) > most {
-			t.Errorf("%s: %d of %d other addresses pass, want %.0f at most", name, passed, len(c.others), most)
+		var passed [2]int
+		for _, addr := range c.others {
+			for i, at := range f.places(addr) {
+				if f[i][at.word]&at.bit != 0 {
+					passed[i]++
+				}
+			}
+		}
+		if most := 1.2 * float64(len(c.others)) * float64(len(c.targets)) / (64 * words); float64(passed[1]) > most {
+			t.Errorf("%s: %d of %d other addresses pass as addresses, want %.0f at most", name, passed[1], len(c.others), most)
+		}
+		// Whole networks share a bit: a few more than chance gives are chance, too.
+		if most := len(c.others)/4096*len(networks)/32 + 512; passed[0] > most {
+			t.Errorf("%s: %d of %d other addresses pass as networks, want %d at most", name, passed[0], len(c.others), most)
 		}
 	}
 }

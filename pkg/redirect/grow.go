@@ -27,7 +27,7 @@ func (k *Kernel) growFor(n int) error {
 	if err := sizeTargets(spec, nil, uint32(size)); err != nil {
 		return err
 	}
-	replaced := append([]string{kernelMapTargetFilter}, targetMaps...)
+	replaced := slices.Concat(filterMaps, targetMaps)
 	readers := readersOfTargets(spec)
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(readers, name) })
 	shared := map[string]*ebpf.Map{}
@@ -48,7 +48,7 @@ func (k *Kernel) growFor(n int) error {
 	if _, err := writeEach(loaded.Maps[kernelMapTargets], list, Target.state); err != nil {
 		return err
 	}
-	filter, err := writeFilter(loaded.Maps[kernelMapTargetFilter], nil, maps.Keys(k.targets))
+	filter, err := writeFilter(loaded.Maps, filter{}, maps.Keys(k.targets))
 	if err != nil {
 		return err
 	}

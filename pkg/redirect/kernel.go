@@ -45,7 +45,7 @@ type Kernel struct {
 	config   kernelConfig
 	inForce  bool // config is in the map; before Attach the map has a predecessor's, which its programs follow
 	targets  map[netip.Addr]Target
-	filter   []uint64 // what its map holds; nil if that is not known
+	filter   filter // empty if it is not known what the maps hold
 	ports    map[uint16]struct{}
 	optOuts  map[uint64]struct{}
 	closed   bool

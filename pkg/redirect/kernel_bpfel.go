@@ -166,6 +166,7 @@ const (
 	kernelMapPorts            = "ports"
 	kernelMapSockets          = "sockets"
 	kernelMapTargetFilter     = "target_filter"
+	kernelMapTargetNetworks   = "target_networks"
 	kernelMapTargetNodes      = "target_nodes"
 	kernelMapTargets          = "targets"
 	kernelProgBind4           = "bind4"
@@ -236,18 +237,19 @@ type kernelProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernelMapSpecs struct {
-	Config        *ebpf.MapSpec `ebpf:"config"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	InFlightCrowd *ebpf.MapSpec `ebpf:"in_flight_crowd"`
-	InFlightHost  *ebpf.MapSpec `ebpf:"in_flight_host"`
-	InFlightPods  *ebpf.MapSpec `ebpf:"in_flight_pods"`
-	OptOuts       *ebpf.MapSpec `ebpf:"opt_outs"`
-	Pending       *ebpf.MapSpec `ebpf:"pending"`
-	Ports         *ebpf.MapSpec `ebpf:"ports"`
-	Sockets       *ebpf.MapSpec `ebpf:"sockets"`
-	TargetFilter  *ebpf.MapSpec `ebpf:"target_filter"`
-	TargetNodes   *ebpf.MapSpec `ebpf:"target_nodes"`
-	Targets       *ebpf.MapSpec `ebpf:"targets"`
+	Config         *ebpf.MapSpec `ebpf:"config"`
+	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	InFlightCrowd  *ebpf.MapSpec `ebpf:"in_flight_crowd"`
+	InFlightHost   *ebpf.MapSpec `ebpf:"in_flight_host"`
+	InFlightPods   *ebpf.MapSpec `ebpf:"in_flight_pods"`
+	OptOuts        *ebpf.MapSpec `ebpf:"opt_outs"`
+	Pending        *ebpf.MapSpec `ebpf:"pending"`
+	Ports          *ebpf.MapSpec `ebpf:"ports"`
+	Sockets        *ebpf.MapSpec `ebpf:"sockets"`
+	TargetFilter   *ebpf.MapSpec `ebpf:"target_filter"`
+	TargetNetworks *ebpf.MapSpec `ebpf:"target_networks"`
+	TargetNodes    *ebpf.MapSpec `ebpf:"target_nodes"`
+	Targets        *ebpf.MapSpec `ebpf:"targets"`
 }
 
 // kernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -280,18 +282,19 @@ func (o *kernelObjects) Close() error {
 //
 // It can be passed to loadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernelMaps struct {
-	Config        *ebpf.Map `ebpf:"config"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	InFlightCrowd *ebpf.Map `ebpf:"in_flight_crowd"`
-	InFlightHost  *ebpf.Map `ebpf:"in_flight_host"`
-	InFlightPods  *ebpf.Map `ebpf:"in_flight_pods"`
-	OptOuts       *ebpf.Map `ebpf:"opt_outs"`
-	Pending       *ebpf.Map `ebpf:"pending"`
-	Ports         *ebpf.Map `ebpf:"ports"`
-	Sockets       *ebpf.Map `ebpf:"sockets"`
-	TargetFilter  *ebpf.Map `ebpf:"target_filter"`
-	TargetNodes   *ebpf.Map `ebpf:"target_nodes"`
-	Targets       *ebpf.Map `ebpf:"targets"`
+	Config         *ebpf.Map `ebpf:"config"`
+	Counters       *ebpf.Map `ebpf:"counters"`
+	InFlightCrowd  *ebpf.Map `ebpf:"in_flight_crowd"`
+	InFlightHost   *ebpf.Map `ebpf:"in_flight_host"`
+	InFlightPods   *ebpf.Map `ebpf:"in_flight_pods"`
+	OptOuts        *ebpf.Map `ebpf:"opt_outs"`
+	Pending        *ebpf.Map `ebpf:"pending"`
+	Ports          *ebpf.Map `ebpf:"ports"`
+	Sockets        *ebpf.Map `ebpf:"sockets"`
+	TargetFilter   *ebpf.Map `ebpf:"target_filter"`
+	TargetNetworks *ebpf.Map `ebpf:"target_networks"`
+	TargetNodes    *ebpf.Map `ebpf:"target_nodes"`
+	Targets        *ebpf.Map `ebpf:"targets"`
 }
 
 func (m *kernelMaps) Close() error {
@@ -306,6 +309,7 @@ func (m *kernelMaps) Close() error {
 		m.Ports,
 		m.Sockets,
 		m.TargetFilter,
+		m.TargetNetworks,
 		m.TargetNodes,
 		m.Targets,
 	)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -62,7 +63,9 @@ func (k *Kernel) load() error {
 		}
 	}
 	if reused[kernelMapTargets] == nil {
-		delete(reused, kernelMapTargetFilter) // until Attach the former programs look for their targets behind it
+		for _, name := range filterMaps {
+			delete(reused, name) // until Attach the former programs look for their targets behind it
+		}
 	}
 	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: reused})
 	if err != nil {
@@ -75,7 +78,7 @@ func (k *Kernel) load() error {
 			continue
 		}
 		k.unpinned[name] = true
-		if old := pinned[name]; old != nil && sameLayout && name != kernelMapTargetFilter {
+		if old := pinned[name]; old != nil && sameLayout && !slices.Contains(filterMaps, name) {
 			if err := carryOver(old, k.maps[name]); err != nil {
 				return fail("carry over the contents of "+name, err, "")
 			}

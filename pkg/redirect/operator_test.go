@@ -21,15 +21,19 @@ func TestBpftoolReadsTheMaps(t *testing.T) {
 	}
 	l := newLab(t)
 	k, _ := l.ready()
-	word, _ := filterBit(edge4, len(k.filter))
+	places := k.filter.places(edge4)
+	word := func(i int) string {
+		return fmt.Sprintf(`{"key":%d,"value":%d}`, places[i].word, k.filter[i][places[i].word])
+	}
 	blanks := regexp.MustCompile(`\s`)
 	for name, want := range map[string]string{
-		kernelMapConfig:       `"host4":[0,0,0,0,0,0,0,0,0,0,255,255,127,0,0,1]`,
-		kernelMapPorts:        `"port":10250`,
-		kernelMapTargets:      `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"state":"TARGET_ONLINE"}`,
-		kernelMapTargetNodes:  `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"node":"edge-1"}`,
-		kernelMapCounters:     `"bind_refused":0`,
-		kernelMapTargetFilter: fmt.Sprintf(`{"key":%d,"value":%d}`, word, k.filter[word]),
+		kernelMapConfig:         `"host4":[0,0,0,0,0,0,0,0,0,0,255,255,127,0,0,1]`,
+		kernelMapPorts:          `"port":10250`,
+		kernelMapTargets:        `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"state":"TARGET_ONLINE"}`,
+		kernelMapTargetNodes:    `{"addr":[0,0,0,0,0,0,0,0,0,0,255,255,10,99,0,5]},"value":{"node":"edge-1"}`,
+		kernelMapCounters:       `"bind_refused":0`,
+		kernelMapTargetNetworks: word(0),
+		kernelMapTargetFilter:   word(1),
 	} {
 		dump, err := exec.CommandContext(t.Context(), bpftool, "map", "dump", "pinned", k.pins.mapPin(name)).CombinedOutput()
 		if err != nil || !strings.Contains(blanks.ReplaceAllString(string(dump), ""), want) {

@@ -131,7 +131,7 @@ func (k *Kernel) SetTargets(list []Target) error {
 	}
 	// Before the targets themselves. Those that are gone are out of their map already.
 	var err error
-	if k.filter, err = writeFilter(k.maps[kernelMapTargetFilter], k.filter, maps.Keys(want)); err != nil {
+	if k.filter, err = writeFilter(k.maps, k.filter, maps.Keys(want)); err != nil {
 		return err
 	}
 	return k.putTargets(changed)
@@ -256,7 +256,7 @@ func (k *Kernel) readContents() error {
 	if err := k.dropNames(); err != nil {
 		return err
 	}
-	if k.filter, err = writeFilter(k.maps[kernelMapTargetFilter], nil, maps.Keys(k.targets)); err != nil {
+	if k.filter, err = writeFilter(k.maps, filter{}, maps.Keys(k.targets)); err != nil {
 		return err
 	}
 	ports, err := readPorts(k.maps[kernelMapPorts])

@@ -216,7 +216,8 @@ func (p *probe) cases() []probeCase {
 	for _, n := range []int{10, 100, 1000, 10000, maxTargets} {
 		all = append(all,
 			probeCase{program: "connect4", name: "miss: one address, no target", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1)},
-			probeCase{program: "connect4", name: "miss: random addresses, no targets", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1<<16)},
+			probeCase{program: "connect4", name: "miss: random addresses of 256 networks", miss: true, targets: n, addr: edge4, counted: missed, dst: among(local4, 1<<16)},
+			probeCase{program: "connect4", name: "miss: random addresses of 65,536 networks", miss: true, targets: n, addr: edge4, counted: missed, dst: among(anyLocal4, 1<<24)},
 			probeCase{program: "connect4", name: hitCase, targets: n, addr: edge4, counted: hit4, dst: among(edge4, n), also: "sock_ops"})
 	}
 	return append(all,
@@ -351,6 +352,9 @@ func loopback4(port uint16) netip.AddrPort {
 // The addresses of edge nodes, and as many of this node's own; i is below 65,536.
 func edge4(i int) netip.Addr  { return netip.AddrFrom4([4]byte{10, 99, byte(i >> 8), byte(i)}) }
 func local4(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}) }
+func anyLocal4(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{127, byte(i >> 16), byte(i >> 8), byte(i)})
+}
 func edge6(i int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x99, 14: byte(i >> 8), 15: byte(i)})
 }
