@@ -26,10 +26,14 @@ FUZZTIME ?= 5s
 SUITE ?=
 BENCH ?=
 
+# What "make image" calls it, and "make chart".
+VERSION := $(shell sed -n 's/^appVersion: *//p' deploy/chart/Chart.yaml)
+IMAGE ?= ghcr.io/edge-tunnel/edge-tunnel:$(VERSION)
+
 CACHE    := $(or $(EDGE_TUNNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-tunnel)
 GOLANGCI := $(CACHE)/golangci-lint-$(shell sed -n 's|.*golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/lint/go.mod)
 
-.PHONY: help deps build generate kubernetes lint test e2e test-kernels fuzz bench demo cluster cluster-down clean
+.PHONY: help deps build generate kubernetes lint test e2e test-kernels fuzz bench demo cluster cluster-down image chart manifests clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -63,6 +67,7 @@ kubernetes: ## the Kubernetes programs that tests need, into the cache folder (o
 
 # Whoever tests one package waits for that only if a test of it does: tests build what they miss as well.
 test: deps build $(if $(filter ./...,$(PKG)),kubernetes) ## everything, race detector on; needs root
+	@$(if $(filter ./...,$(PKG)),go test -C tools/release -count=1 ./...)
 	@$(RUN) tools/test.sh $(PKG) $(if $(TEST),-run '$(TEST)')
 
 e2e: deps build kubernetes ## the tests on real Kubernetes only; needs root
@@ -90,6 +95,21 @@ cluster: deps ## a Kubernetes of two cloud and two edge nodes, which stays; need
 cluster-down: ## remove it, with every trace
 	@go build -o $(BIN)/ ./tools/cluster
 	@$(BIN)/cluster down
+
+image: ## the container image for amd64 and arm64, dist/edge-tunnel.tar (IMAGE=REGISTRY/NAME:TAG)
+	@rm -rf dist/image
+	@for arch in amd64 arm64; do GOARCH=$$arch $(MAKE) --no-print-directory build BIN=dist/image/$$arch; done
+	@go run -C tools/release ./image -ref $(IMAGE) -version $(lastword $(subst :, ,$(IMAGE))) -out $(CURDIR)/dist/edge-tunnel.tar \
+		amd64=$(CURDIR)/dist/image/amd64 arm64=$(CURDIR)/dist/image/arm64
+	@rm -rf dist/image && ls -sh dist/edge-tunnel.tar
+
+chart: ## the chart as helm installs it, dist/edge-tunnel-VERSION.tgz
+	@mkdir -p dist
+	@tar --create --gzip --file dist/edge-tunnel-$(VERSION).tgz --directory deploy --transform 's,^chart,edge-tunnel,' \
+		--sort name --mtime @0 --owner 0 --group 0 --numeric-owner chart
+
+manifests: ## deploy/manifests, from the chart
+	@tools/manifests.sh
 
 clean: ## remove what was built here (the cache folder stays)
 	@rm -rf $(BIN) dist

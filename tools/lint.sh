@@ -37,6 +37,11 @@ nokube() {
 	! go list -deps -tags nokube ./cmd/tunnel-agent | grep k8s.io
 }
 
+# tools/release is a module of its own, so that what it needs (helm's packages, an image library) is nothing that the programs need.
+tidy() {
+	go mod tidy -diff && go -C tools/release mod tidy -diff
+}
+
 scripts() {
 	if ! $RUN bash -c 'command -v shellcheck' >/dev/null; then
 		echo "shellcheck is missing: make deps" && return 1
@@ -67,7 +72,7 @@ vulnerabilities() {
 }
 
 check "gofmt -s" formatted
-check "go.mod is tidy" go mod tidy -diff
+check "go.mod is tidy" tidy
 check "go vet" go vet ./...
 check "go build and vet for arm64" arm64
 check "an agent without Kubernetes" nokube
@@ -75,6 +80,7 @@ check "import directions" go run ./tools/importcheck
 check "headers and leftovers" go run ./tools/sourcecheck
 check "shellcheck" scripts
 check "generated files" generated
+check "manifests of the chart" tools/manifests.sh check
 check "golangci-lint" "$GOLANGCI" run --allow-parallel-runners
 check "govulncheck" vulnerabilities
 

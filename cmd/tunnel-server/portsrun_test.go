@@ -4,8 +4,6 @@ package main
 
 import (
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,9 +18,7 @@ func TestServesPortsOfConfigMap(t *testing.T) {
 	n := newNode(t)
 	api := kubebed.APIServer(t)
 	config := api.ServiceAccount("kube-system", "tunnel-server")
-	rights, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kubernetes", "targets.yaml"))
-	must(t, err)
-	api.Apply(string(rights))
+	api.Install()
 	const maps = "/api/v1/namespaces/kube-system/configmaps"
 	object := kubebed.Object{"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": "9200"}}
 	api.Create(maps, object)

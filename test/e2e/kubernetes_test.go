@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/url"
-	"os"
 	"sync"
 	"testing"
 
@@ -64,11 +63,7 @@ func newCluster(t *testing.T, cloud *host) *cluster {
 		t.Fatal(err)
 	}
 	cloud.bring(t, at.Host)
-	rights, err := os.ReadFile("../../deploy/kubernetes/targets.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Apply(string(rights))
+	c.Install()
 	c.add(cloud, nil)
 	return c
 }

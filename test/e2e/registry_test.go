@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"net/url"
-	"os"
 	"testing"
 )
 
@@ -24,15 +23,10 @@ func TestPeersFromKubernetes(t *testing.T) {
 	clouds[1].bring(t, at.Host)
 	c.add(clouds[1], nil)
 	c.add(edge, map[string]string{"alibabacloud.com/is-edge-worker": "true"})
-	rights, err := os.ReadFile("../../deploy/kubernetes/registry.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Apply(string(rights))
 	kubeconfig := c.ServiceAccount("kube-system", "tunnel-server")
 	var servers []*daemon
 	for _, h := range clouds {
-		servers = append(servers, h.startServer("--nodes-from", "kubernetes", "--node-name", h.Name, "--kubeconfig", kubeconfig))
+		servers = append(servers, h.startServer("--nodes-from", "kubernetes", "--node-name", h.Name, "--kubeconfig", kubeconfig, "--lease-namespace", "edge-tunnel-leases"))
 	}
 	for _, d := range servers {
 		d.waitMetric("edge_tunnel_registry_servers", 1)

@@ -124,9 +124,14 @@ func identify(src string) (version, name string, err error) {
 
 // sourceDir is the folder of the nested module. It is not a package of this module, so it cannot be embedded.
 func sourceDir(ctx context.Context) (string, error) {
+	dir, err := moduleDir(ctx)
+	return filepath.Join(dir, "test", "kubebed", "allinone"), err
+}
+
+func moduleDir(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/edge-tunnel/edge-tunnel").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module's folder: %w", err)
 	}
-	return filepath.Join(strings.TrimSpace(string(out)), "test", "kubebed", "allinone"), nil
+	return strings.TrimSpace(string(out)), nil
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -128,6 +129,20 @@ func (s *Server) Apply(manifest string) {
 	if _, err := s.kubectl(manifest, []string{"apply", "-f", "-"}); err != nil {
 		s.t.Fatalf("apply a manifest: %v", err)
 	}
+}
+
+// Install applies what a cluster of ours has: deploy/manifests, which the chart gives. Edits, pairs of old and new text, are made before.
+func (s *Server) Install(edits ...string) {
+	s.t.Helper()
+	dir, err := moduleDir(context.Background())
+	var manifest []byte
+	if err == nil {
+		manifest, err = os.ReadFile(filepath.Join(dir, "deploy", "manifests", "edge-tunnel.yaml"))
+	}
+	if err != nil {
+		s.t.Fatalf("read the manifests: %v", err)
+	}
+	s.Apply(strings.NewReplacer(edits...).Replace(string(manifest)))
 }
 
 // KubectlCommand prepares a kubectl on the server's node, as administrator.

@@ -65,15 +65,12 @@ func TestMain(m *testing.M) {
 func bed(t *testing.T) *kubebed.Server {
 	t.Helper()
 	s := kubebed.APIServer(t)
-	manifest, err := os.ReadFile("../../deploy/kubernetes/certificates.yaml")
-	if err != nil {
+	s.Install()
+	if err := s.Do(http.MethodPatch, "/api/v1/namespaces/kube-system/services/x-tunnel-server-svc", kubebed.Object{
+		"metadata": kubebed.Object{"annotations": kubebed.Object{"x-tunnel-server-external-addr": "tunnel.example.org:10262"}},
+	}, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.Apply(string(manifest))
-	s.Create("/api/v1/namespaces/kube-system/services", kubebed.Object{
-		"metadata": kubebed.Object{"name": "x-tunnel-server-svc", "annotations": kubebed.Object{"x-tunnel-server-external-addr": "tunnel.example.org:10262"}},
-		"spec":     kubebed.Object{"ports": []kubebed.Object{{"port": 10262}}, "clusterIP": "10.96.0.77"},
-	})
 	return s
 }
 
