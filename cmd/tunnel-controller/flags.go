@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
@@ -23,6 +24,9 @@ type options struct {
 	server  string
 	ca      identity.AuthorityOptions
 
+	nodeName string // our own Node; may be empty
+	records  string // NAMESPACE/NAME of the ConfigMap with names of nodes; empty: none
+
 	admin string
 	pprof bool
 	log   cli.Log
@@ -37,12 +41,15 @@ func parse(env cli.Env) (options, error) {
 		service:   "x-tunnel-server-svc",
 		agent:     "tunnel-agent",
 		server:    "tunnel-server",
+		nodeName:  env.Getenv("NODE_NAME"),
+		records:   "kube-system/edge-tunnel-nodes",
 		ca:        identity.AuthorityOptions{Validity: 2 * 365 * 24 * time.Hour, LeafValidity: 30 * 24 * time.Hour},
 		admin:     "127.0.0.1:10269",
 	}
 	flags := cli.Flags{
-		Summary: "tunnel-controller decides, in Kubernetes, who gets certificates for tunnels, and signs them. It is the signer " +
-			identity.SignerAgent + " and " + identity.SignerServer + " of the CertificateSigningRequest API. Of several, one does the work.",
+		Summary: "tunnel-controller does, in Kubernetes, what needs rights. It decides who gets certificates for tunnels, and signs them: it is the signer " +
+			identity.SignerAgent + " and " + identity.SignerServer + " of the CertificateSigningRequest API. It keeps the names of nodes for CoreDNS." +
+			" Of several, one does the work.",
 		Synopsis: []string{"[flags]"},
 		Examples: []cli.Example{
 			{What: "In a pod, with the rights of its ServiceAccount.", Command: "tunnel-controller --admin :10269"},
@@ -70,6 +77,11 @@ func parse(env cli.Env) (options, error) {
 	certs.DurationVar(&o.ca.Validity, "ca-validity", o.ca.Validity, "How long a CA is valid. Its successor is made when a third of that is left.")
 	certs.DurationVar(&o.ca.LeafValidity, "certificate-validity", o.ca.LeafValidity, "How long a certificate is valid. It is renewed when 10 to 30 % of that are left.")
 
+	nodes := flags.Group("Nodes")
+	nodes.StringVar(&o.nodeName, "node-name", o.nodeName, "`NAME` of the Node that this runs on: a list without it is not believed. Default: $NODE_NAME, or else any list with a Node is.")
+	nodes.StringVar(&o.records, "dns-configmap", o.records, "`NAMESPACE/NAME` of the ConfigMap in which the names and addresses of all Nodes are kept, for CoreDNS."+
+		" OpenYurt's is kube-system/yurt-tunnel-nodes. Empty: none.")
+
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
@@ -90,6 +102,12 @@ func (o *options) validate() error {
 		if identity.CheckName(f.value) != nil {
 			errs = append(errs, cli.Usagef("--%s: %q is not a name of Kubernetes", f.flag, f.value))
 		}
+	}
+	if o.nodeName != "" && identity.CheckName(o.nodeName) != nil {
+		errs = append(errs, cli.Usagef("--node-name: %q is not a name of Kubernetes", o.nodeName))
+	}
+	if namespace, name, _ := strings.Cut(o.records, "/"); o.records != "" && (identity.CheckName(namespace) != nil || identity.CheckName(name) != nil) {
+		errs = append(errs, cli.WithHint(cli.Usagef("--dns-configmap: %q is not NAMESPACE/NAME", o.records), "expected such as kube-system/edge-tunnel-nodes"))
 	}
 	if o.agent == o.server {
 		errs = append(errs, cli.WithHint(cli.Usagef("--agent-account and --server-account are the same"), "each edge node could then be a server"))

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,12 +20,22 @@ import (
 
 // controller is the running program as the admin address sees it.
 type controller struct {
-	name    string
-	skew    *kube.Skew
-	leader  *kube.Leader
-	signer  *kube.Signer
-	life    context.Context // ends when it is to stop
-	started time.Time
+	name      string
+	skew      *kube.Skew
+	leader    *kube.Leader
+	signer    *kube.Signer
+	publisher *kube.Publisher
+	records   string          // NAMESPACE/NAME
+	life      context.Context // ends when it is to stop
+	started   time.Time
+}
+
+// lead is what one of several processes does.
+func (c *controller) lead(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.signer.Run(ctx) })
+	group.Go(func() error { return c.publisher.Run(ctx) })
+	return group.Wait()
 }
 
 // run is the whole program. Only SIGTERM ends it: a leadership that is lost is waited for again.
@@ -35,7 +46,7 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	log := o.log.Logger(env.Stderr)
 	kube.LogTo(log)
-	c := &controller{skew: &kube.Skew{}, life: ctx, started: time.Now()}
+	c := &controller{skew: &kube.Skew{}, records: o.records, life: ctx, started: time.Now()}
 	host, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("find own name: %w", err)
@@ -50,6 +61,13 @@ func run(ctx context.Context, env cli.Env) error {
 	c.signer, err = kube.NewSigner(kube.SignerConfig{
 		Client: client, Namespace: o.namespace, Secret: o.secret, Trust: o.trust, Service: o.service, Agent: o.agent, Server: o.server,
 		CA: o.ca, Skew: c.skew.Ahead, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	namespace, name, _ := strings.Cut(o.records, "/")
+	c.publisher, err = kube.NewPublisher(kube.PublisherConfig{
+		Client: client, Component: env.Name, Self: o.nodeName, RecordsNamespace: namespace, RecordsName: name, Log: log,
 	})
 	if err != nil {
 		return err
@@ -80,7 +98,7 @@ func run(ctx context.Context, env cli.Env) error {
 		both, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(services, cancel)()
-		return c.leader.Run(both, c.signer.Run)
+		return c.leader.Run(both, c.lead)
 	})
 	log.Info("started", "version", cli.Version(), "name", c.name, "namespace", o.namespace, "admin", adminLn.Addr().String())
 	err = group.Wait()

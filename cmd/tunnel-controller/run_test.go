@@ -130,6 +130,9 @@ func TestMetricsAreNamedWell(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	if c.publisher, err = kube.NewPublisher(kube.PublisherConfig{Client: client, Component: "a", RecordsNamespace: "b", RecordsName: "c"}); err != nil {
+		t.Fatal(err)
+	}
 	for _, m := range c.metrics() {
 		if err := m.Validate(); err != nil {
 			t.Error(err)
@@ -150,6 +153,9 @@ func TestBadStarts(t *testing.T) {
 		{[]string{"--ca-validity", "1h"}, cli.StatusUsage, "--ca-validity"},
 		{[]string{"--certificate-validity", "1m"}, cli.StatusUsage, "--certificate-validity"},
 		{[]string{"--certificate-validity", "3000h"}, cli.StatusUsage, "--certificate-validity"},
+		{[]string{"--dns-configmap", "names"}, cli.StatusUsage, "is not NAMESPACE/NAME"},
+		{[]string{"--dns-configmap", "a/b/c"}, cli.StatusUsage, "is not NAMESPACE/NAME"},
+		{[]string{"--node-name", "No"}, cli.StatusUsage, "--node-name"},
 		{[]string{"more"}, cli.StatusUsage, "unexpected argument"},
 		{[]string{"--kubeconfig", config + "-not"}, cli.StatusFailed, "no such file"},
 		{nil, cli.StatusFailed, "hint: outside of a pod, --kubeconfig"},

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"os"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
@@ -24,7 +25,15 @@ func (c *controller) conditions() []admin.Condition {
 	case len(signer.CAs) == 0:
 		certificates.OK, certificates.Reason = false, "the CA has not been read yet"
 	}
-	return []admin.Condition{leader, certificates, {Name: "accepting", OK: c.life.Err() == nil, Reason: "the controller is stopping"}}
+	conditions := []admin.Condition{leader, certificates}
+	if published := c.publisher.Stats(); published.Records != nil {
+		records := admin.Condition{Name: "records", OK: true}
+		if reason := cmp.Or(published.Error, published.Records.Error); election.Leading && reason != "" {
+			records.OK, records.Reason = false, reason
+		}
+		conditions = append(conditions, records)
+	}
+	return append(conditions, admin.Condition{Name: "accepting", OK: c.life.Err() == nil, Reason: "the controller is stopping"})
 }
 
 func (c *controller) state() admin.State {
@@ -36,6 +45,9 @@ func (c *controller) state() admin.State {
 		for _, ca := range signer.CAs {
 			view.CAs = append(view.CAs, admin.CA{Subject: ca.Subject, Fingerprint: ca.Fingerprint, NotAfter: ca.NotAfter, Signs: ca == signer.Signer})
 		}
+	}
+	if r := c.publisher.Stats().Records; election.Leading && r != nil {
+		view.Records = &admin.Records{ConfigMap: c.records, Records: r.Records, SizeBytes: r.Bytes, MaxBytes: r.Limit, LeftOut: r.LeftOut, Error: r.Error}
 	}
 	return admin.State{Tunnels: []admin.Tunnel{}, Connections: []admin.Connection{}, Status: admin.Status{
 		Role: admin.RoleController, Name: c.name, Version: cli.Version(), PID: os.Getpid(), Started: c.started,
@@ -54,7 +66,8 @@ func (c *controller) metrics() []admin.Metric {
 			expiry = signer.Signer.NotAfter.Unix()
 		}
 	}
-	return []admin.Metric{
+	published := c.publisher.Stats()
+	metrics := []admin.Metric{
 		admin.Gauge("edge_tunnel_controller_leading", "1 if this process does the work, 0 if it waits.", leading),
 		admin.Counter("edge_tunnel_controller_terms_total", "How often this process has begun to lead.", election.Terms),
 		admin.Gauge("edge_tunnel_controller_requests_waiting", "Requests for certificates that wait to be decided.", signer.Waiting),
@@ -64,5 +77,18 @@ func (c *controller) metrics() []admin.Metric {
 		admin.Gauge("edge_tunnel_controller_cas", "CAs that agents and servers believe, while this process leads.", cas),
 		admin.Gauge("edge_tunnel_controller_ca_expiry_timestamp_seconds", "When the CA that signs ends, in Unix time, while this process leads.", expiry),
 		admin.Gauge("edge_tunnel_controller_clock_skew_seconds", "How far this machine's clock is ahead of the API server's.", c.skew.Ahead().Seconds()),
+		admin.Counter("edge_tunnel_controller_events_written_total", "Events written.", published.Events.Written),
+		admin.Counter("edge_tunnel_controller_events_dropped_total", "Events that were too many, or could not be written.", published.Events.Dropped),
 	}
+	if r := published.Records; r != nil {
+		metrics = append(metrics,
+			admin.Gauge("edge_tunnel_controller_dns_records", "Lines of names and addresses in the ConfigMap for CoreDNS, when this process last looked.", r.Records),
+			admin.Gauge("edge_tunnel_controller_dns_bytes", "Bytes of that ConfigMap.", r.Bytes),
+			admin.Gauge("edge_tunnel_controller_dns_limit_bytes", "Bytes that a ConfigMap can have.", r.Limit),
+			admin.Gauge("edge_tunnel_controller_dns_nodes_left_out", "Nodes that lack a name or an address there for want of room.", r.LeftOut),
+			admin.Counter("edge_tunnel_controller_dns_writes_total", "Writes of that ConfigMap.", r.Writes),
+			admin.Counter("edge_tunnel_controller_dns_failures_total", "Attempts to put it right that failed and are repeated.", r.Failures),
+		)
+	}
+	return metrics
 }

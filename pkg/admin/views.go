@@ -141,6 +141,18 @@ type ControllerStatus struct {
 	Leader  string `json:"leader,omitempty"` // the name of who leads, as far as is known
 	Waiting int    `json:"requests_waiting"` // for a certificate, while it leads
 	CAs     []CA   `json:"cas,omitempty"`    // that agents and servers believe, while it leads
+
+	Records *Records `json:"records,omitempty"` // for CoreDNS, while it leads
+}
+
+// Records says how the names of nodes for CoreDNS are doing.
+type Records struct {
+	ConfigMap string `json:"configmap"`
+	Records   int    `json:"records"` // lines
+	SizeBytes int    `json:"size_bytes"`
+	MaxBytes  int    `json:"max_bytes"`
+	LeftOut   int    `json:"nodes_left_out"` // they lack a line for want of room
+	Error     string `json:"error,omitempty"`
 }
 
 // CA is a certificate authority that agents and servers believe.

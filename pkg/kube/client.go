@@ -6,6 +6,8 @@
 // certificates of agents and servers, by the rules of package identity, with a CA that it keeps in a Secret; it is what the leader runs. [Certificate] is the other
 // end: it asks for a certificate, keeps it on disk and renews it.
 //
+// [Publisher], which the leader runs too, says in Kubernetes what is known of its Nodes.
+//
 // [Registry] has servers find each other, and says who has which node.
 //
 // Nothing here ends because the API server is away, and everything says what is wrong in its Stats, in the API server's words, which name

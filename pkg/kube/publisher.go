@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+)
+
+// PublisherConfig is what [NewPublisher] needs.
+type PublisherConfig struct {
+	Client    kubernetes.Interface
+	Component string // our name in Events
+
+	// Self is the Node that we run on. A list without it is not the whole list of a cluster, but that of one that is being restored, say. Empty: any
+	// Node will do.
+	Self string
+
+	// RecordsNamespace and RecordsName are those of the ConfigMap that has the names of all Nodes, for CoreDNS; empty: none.
+	RecordsNamespace, RecordsName string
+
+	Log *slog.Logger
+}
+
+// Publisher says in Kubernetes what is known of its Nodes: their names. Only one may run in a cluster, see [Leader].
+type Publisher struct {
+	c       PublisherConfig
+	records *records // nil: none
+	events  *events
+
+	mu    sync.Mutex
+	nodes *follower[*corev1.Node] // nil: Run does not run
+}
+
+// PublisherStats is a snapshot.
+type PublisherStats struct {
+	Records *RecordsStats // nil: none are written
+	Events  EventsStats
+	Error   string // why the Nodes cannot be followed; empty if they are
+}
+
+// NewPublisher makes one that does nothing until Run.
+func NewPublisher(c PublisherConfig) (*Publisher, error) {
+	if c.Client == nil || c.Component == "" || (c.RecordsNamespace == "") != (c.RecordsName == "") {
+		return nil, errors.New("publisher: Client and Component, and a whole name for the records or none, must be set")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Publisher{c: c, events: newEvents(c.Client, c.Component, c.Log)}
+	if c.RecordsName != "" {
+		p.records = newRecords(c.Client, c.RecordsNamespace, c.RecordsName, p.events, c.Log)
+	}
+	return p, nil
+}
+
+// Stats returns a snapshot.
+func (p *Publisher) Stats() PublisherStats {
+	out := PublisherStats{Events: p.events.snapshot()}
+	if p.records != nil {
+		s := p.records.snapshot()
+		out.Records = &s
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.nodes != nil {
+		if err := p.nodes.state().Err; err != nil {
+			out.Error = err.Error()
+		}
+	}
+	return out
+}
+
+// Run publishes until ctx ends. What an earlier Run has seen does not count: it may be hours old.
+func (p *Publisher) Run(ctx context.Context) error {
+	nodes := p.follow()
+	p.mu.Lock()
+	p.nodes = nodes
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.nodes = nil
+	}()
+	var wg sync.WaitGroup
+	wg.Go(func() { nodes.run(ctx) })
+	wg.Go(func() { p.events.run(ctx) })
+	if p.records != nil {
+		wg.Go(func() { p.records.run(ctx, func() ([]recordNode, error) { return recordNodes(nodes, p.c.Self) }) })
+	}
+	wg.Wait()
+	return nil
+}
+
+func (p *Publisher) follow() *follower[*corev1.Node] {
+	api := p.c.Client.CoreV1().Nodes()
+	return &follower[*corev1.Node]{
+		what: "nodes", client: p.c.Client, log: p.c.Log, lighten: lightenPublished, changed: p.changed,
+		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
+		watch: api.Watch,
+	}
+}
+
+// changed wakes those who write about what has changed.
+func (p *Publisher) changed(changes []change[*corev1.Node]) {
+	if p.records != nil && (len(changes) == 0 || slices.ContainsFunc(changes, func(c change[*corev1.Node]) bool {
+		return c.was == nil || c.is == nil || !slices.Equal(c.was.Status.Addresses, c.is.Status.Addresses)
+	})) {
+		p.records.changed()
+	}
+}
+
+// lightenPublished keeps of a Node what is written about: of ten thousand, some megabytes instead of a hundred.
+func lightenPublished(node *corev1.Node) *corev1.Node {
+	light := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion}}
+	for _, a := range node.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			light.Status.Addresses = append(light.Status.Addresses, a)
+		}
+	}
+	return light
+}
+
+// recordNodes are all Nodes, if the list is whole.
+func recordNodes(nodes *follower[*corev1.Node], self string) ([]recordNode, error) {
+	if _, complete := nodes.get(self); !complete {
+		return nil, errors.New("the nodes have not been listed yet")
+	}
+	var list []recordNode
+	whole := self == ""
+	for _, n := range nodes.all() {
+		whole = whole || n.Name == self
+		list = append(list, recordNode{n.Name, nodeAddrs(n)})
+	}
+	if len(list) == 0 || !whole {
+		return nil, fmt.Errorf("the API server lists %d nodes, and not this one, %q: names of nodes stay as they are", len(list), self)
+	}
+	return list, nil
+}
