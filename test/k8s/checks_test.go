@@ -298,26 +298,35 @@ func (c *client) greeting(answer, pod string) error {
 
 var forwarding = regexp.MustCompile(`^Forwarding from (127\.0\.0\.1:\d+) `)
 
-func (c *client) portForward() error {
+// forward runs f with an address that is forwarded to the pod.
+func (c *client) forward(f func(ctx context.Context, addr string) error) error {
 	return c.stream(func(ctx context.Context, lines *bufio.Scanner) error {
 		for lines.Scan() {
-			match := forwarding.FindStringSubmatch(lines.Text())
-			if match == nil {
-				continue
+			if match := forwarding.FindStringSubmatch(lines.Text()); match != nil {
+				go func() { // until the pipe is closed: it says something of each connection, and waits until that is read
+					for lines.Scan() {
+					}
+				}()
+				return f(ctx, match[1])
 			}
-			for range 20 {
-				answer, err := c.get(ctx, c.w.Cloud[0], "http://"+match[1]+"/")
-				if err == nil {
-					err = c.greeting(answer, c.pod())
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
 		}
 		return errors.New("no address is forwarded")
 	}, "port-forward", c.pod(), ":8080")
+}
+
+func (c *client) portForward() error {
+	return c.forward(func(ctx context.Context, addr string) error {
+		for range 20 {
+			answer, err := c.get(ctx, c.w.Cloud[0], "http://"+addr+"/")
+			if err == nil {
+				err = c.greeting(answer, c.pod())
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // get fetches over a new connection from a node, outside of its cgroup.

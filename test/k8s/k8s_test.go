@@ -147,7 +147,9 @@ func (w *world) runPods() {
 		host := workload("host", n)
 		host["spec"].(kubebed.Object)["hostNetwork"] = true
 		host["spec"].(kubebed.Object)["containers"].([]kubebed.Object)[0]["args"] = []string{"serve", ":" + nodePort}
-		for _, pod := range []kubebed.Object{workload("pod", n), host, twice} {
+		chat := workload("chat", n)
+		chat["spec"].(kubebed.Object)["containers"].([]kubebed.Object)[0]["args"] = []string{"chat", fmt.Sprint(chatRate)}
+		for _, pod := range []kubebed.Object{workload("pod", n), host, twice, chat} {
 			w.Create("/api/v1/namespaces/default/pods", pod)
 		}
 		static := workload("static", n)
@@ -192,7 +194,7 @@ func (w *world) podsRun() error {
 	if err := w.Do(http.MethodGet, "/api/v1/namespaces/default/pods", nil, &list); err != nil {
 		return err
 	}
-	if want := 4 * len(w.Nodes()); len(list.Items) != want {
+	if want := 5 * len(w.Nodes()); len(list.Items) != want {
 		return fmt.Errorf("%d pods of %d", len(list.Items), want)
 	}
 	for _, pod := range list.Items {

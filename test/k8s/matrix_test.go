@@ -30,11 +30,12 @@ func TestMatrix(t *testing.T) {
 		}
 		t.Logf("pods run after %v", since())
 
-		w.check("before", false, w.Edge)
+		w.check("before", checks, false, w.Edge)
 		w.tunnelUp("--tunneled-ports", nodePort)
-		w.check("with", true, w.Nodes())
+		w.check("with", checks, true, w.Nodes())
+		w.check("long", longChecks, true, w.Edge[:1])
 		w.tunnelDown()
-		w.check("after", false, w.Edge)
+		w.check("after", checks, false, w.Edge)
 		t.Logf("checked after %v", since())
 	})
 	if lab != "" {
@@ -53,7 +54,7 @@ func (w *world) names() string {
 }
 
 // check makes every check on the nodes, four at a time whatever the machine has, since they wait more than they work.
-func (w *world) check(when string, tunnel bool, nodes []*kubebed.Node) {
+func (w *world) check(when string, checks []check, tunnel bool, nodes []*kubebed.Node) {
 	type result struct {
 		err  error
 		took time.Duration

@@ -4,16 +4,22 @@
 //
 //	workload pause           waits until it is told to end: a pod's sandbox
 //	workload serve ADDR      logs a line a second, and tells each HTTP client which node, pod and peer it met
+//	workload chat BYTES      logs numbered lines, so many bytes a second
 //	workload get URL         fetches, with the pod's token if it has one
+//
+// The server's /bytes?n=N sends N bytes of [math/rand/v2.ChaCha8] with a seed of zeros.
 package main
 
 import (
+	"bufio"
 	"crypto/tls"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -25,10 +31,12 @@ func main() {
 		pause()
 	case len(args) == 2 && args[0] == "serve":
 		err = serve(args[1])
+	case len(args) == 2 && args[0] == "chat":
+		err = chat(args[1])
 	case len(args) == 2 && args[0] == "get":
 		err = get(args[1])
 	default:
-		err = fmt.Errorf("usage: workload pause | serve ADDR | get URL")
+		err = fmt.Errorf("usage: workload pause | serve ADDR | chat BYTES | get URL")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
@@ -62,7 +70,35 @@ func serve(addr string) error {
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "node=%s pod=%s peer=%s path=%s\n", os.Getenv("NODE_NAME"), os.Getenv("POD_NAME"), r.RemoteAddr, r.URL.Path)
 	})
+	http.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.ParseInt(r.FormValue("n"), 10, 64)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		_, _ = io.CopyN(w, rand.NewChaCha8([32]byte{}), n) // who is gone needs no more
+	})
 	return http.ListenAndServe(addr, nil)
+}
+
+// chat writes lines of 1,000 bytes that begin with "line" and a number, ten times a second.
+func chat(rate string) error {
+	bytesPerSecond, err := strconv.Atoi(rate)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	out := bufio.NewWriter(os.Stdout)
+	for n := 1; ; <-tick.C {
+		for range bytesPerSecond / 10 / 1000 {
+			fmt.Fprintf(out, "line %-994d\n", n)
+			n++
+		}
+		if err := out.Flush(); err != nil {
+			return err
+		}
+	}
 }
 
 func get(url string) error {
