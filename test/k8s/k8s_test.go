@@ -7,17 +7,13 @@ package k8s
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
-	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -29,95 +25,19 @@ const patience = time.Minute
 type world struct {
 	*kubebed.Cluster
 	t   *testing.T
-	bin string
-
-	servers, agents []*netlab.Process
+	bin string // the programs of the image, static
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, bin: t.TempDir(), Cluster: kubebed.New(t)}
-	args := []string{"build", "-o", w.bin + "/"}
-	for _, name := range []string{"tunnel-server", "tunnel-agent", "tunnelctl"} {
-		args = append(args, "github.com/edge-tunnel/edge-tunnel/cmd/"+name)
-	}
-	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+	build := exec.Command("make", "--no-print-directory", "-C", module, "build", "BIN="+w.bin)
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the programs: %v: %s", err, out)
 	}
-	w.ctl("init")
-	for _, n := range w.Cloud {
-		w.ctl("issue-server", "--name", n.Name, "--host", n.V4.String())
-	}
-	for _, n := range w.Edge {
-		w.ctl("issue-agent", "--node", n.Name, "--ip", n.V4.String())
-	}
+	w.buildImage()
+	w.labelNodes()
 	return w
-}
-
-func (w *world) pki() string { return filepath.Join(w.Lab.Dir(), "pki") }
-
-func (w *world) ctl(verb string, args ...string) {
-	w.t.Helper()
-	out, err := exec.Command(filepath.Join(w.bin, "tunnelctl"), append([]string{"pki", verb, "--dir", w.pki()}, args...)...).CombinedOutput()
-	if err != nil {
-		w.t.Fatalf("tunnelctl pki %s: %v: %s", verb, err, out)
-	}
-}
-
-func (w *world) tls(n *kubebed.Node) []string {
-	in := func(file string) string { return filepath.Join(w.pki(), file) }
-	return []string{"--ca-cert", in("ca.crt"), "--cert", in(n.Name + ".crt"), "--key", in(n.Name + ".key")}
-}
-
-// tunnelUp starts a server on each cloud node and an agent on each edge node, and waits until the servers know every edge.
-func (w *world) tunnelUp(flags ...string) {
-	w.t.Helper()
-	agent := []string{}
-	for _, n := range w.Cloud {
-		if err := os.MkdirAll(n.Path("state"), 0o700); err != nil {
-			w.t.Fatal(err)
-		}
-		args := append(w.tls(n), "--cgroup-root", n.Cgroup(), "--state-dir", n.Path("state"))
-		w.servers = append(w.servers, w.start(n, "tunnel-server", append(args, flags...)))
-		agent = append(agent, "--server", n.V4.String())
-	}
-	for _, n := range w.Edge {
-		w.agents = append(w.agents, w.start(n, "tunnel-agent", append(w.tls(n), agent...)))
-	}
-	for _, n := range w.Cloud {
-		w.eventually(func() error {
-			out, err := n.Run(filepath.Join(w.bin, "tunnelctl"), "targets")
-			if err == nil && strings.Count(out, "online") != len(w.Edge) {
-				err = fmt.Errorf("targets of %s:\n%s", n.Name, out)
-			}
-			return err
-		})
-	}
-}
-
-// tunnelDown ends all of them, and takes out of the kernel what servers leave there.
-func (w *world) tunnelDown() {
-	w.t.Helper()
-	for _, p := range append(w.agents, w.servers...) {
-		if err := p.Stop(patience); err != nil {
-			w.t.Errorf("%v", err)
-		}
-	}
-	w.agents, w.servers = nil, nil
-	for _, n := range w.Cloud {
-		if _, err := n.Run(filepath.Join(w.bin, "tunnelctl"), "cleanup"); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-}
-
-func (w *world) start(n *kubebed.Node, name string, args []string) *netlab.Process {
-	w.t.Helper()
-	p, err := n.Start(filepath.Join(w.bin, name), args...)
-	if err != nil {
-		w.t.Fatalf("start %s on %s: %v", name, n.Name, err)
-	}
-	return p
 }
 
 // eventually repeats a check until it succeeds. Its last error ends the test.

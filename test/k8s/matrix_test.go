@@ -31,7 +31,8 @@ func TestMatrix(t *testing.T) {
 		t.Logf("pods run after %v", since())
 
 		w.check("before", checks, false, w.Edge)
-		w.tunnelUp("--tunneled-ports", nodePort)
+		w.tunnelUp()
+		t.Logf("installed after %v", since())
 		w.check("with", checks, true, w.Nodes())
 		w.check("long", longChecks, true, w.Edge[:1])
 		w.tunnelDown()

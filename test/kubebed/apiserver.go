@@ -139,7 +139,7 @@ func (s *Server) start() error {
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=pki/accounts.key", "--service-account-signing-key-file=pki/accounts.key",
-		"--service-cluster-ip-range=10.96.0.0/16",
+		"--service-cluster-ip-range=" + services,
 		"--kubelet-certificate-authority=pki/ca.crt",
 		"--kubelet-client-certificate=pki/apiserver-kubelet-client.crt", "--kubelet-client-key=pki/apiserver-kubelet-client.key",
 		"--requestheader-client-ca-file=pki/front-proxy-ca.crt", "--requestheader-allowed-names=front-proxy-client",

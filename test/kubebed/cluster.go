@@ -28,8 +28,11 @@ type Cluster struct {
 	tools string // see Runtime
 }
 
-// Service addresses, from --service-cluster-ip-range.
-const dnsAddr = "10.96.0.10"
+// Service addresses.
+const (
+	services = "10.96.0.0/16"
+	dnsAddr  = "10.96.0.10"
+)
 
 // New starts a cluster and waits until its nodes are ready and pods may be made. Flags are further ones for kube-apiserver.
 func New(t netlab.T, flags ...string) *Cluster {
@@ -107,10 +110,13 @@ func (c *Cluster) startControllers() error {
 	return err
 }
 
-// routePods lets the cloud nodes' pods reach each other, as a routed pod network does.
+// routePods lets the cloud nodes' pods reach each other, as a routed pod network does, and their hosts ask for Services: kube-proxy translates what
+// has a route, and these nodes have no default one.
 func (c *Cluster) routePods() error {
 	var errs []error
 	for _, from := range c.Cloud {
+		_, err := from.Run("ip", "route", "add", services, "dev", "eth0")
+		errs = append(errs, err)
 		for _, to := range c.Cloud {
 			if from != to {
 				_, err := from.Run("ip", "route", "add", to.pods.String(), "via", to.V4.String())

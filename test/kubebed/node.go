@@ -17,6 +17,8 @@ import (
 	"text/template"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
@@ -187,11 +189,27 @@ func (n *Node) importImages() error {
 		time.Sleep(50 * time.Millisecond)
 	}
 	for _, file := range n.images {
-		if out, err := n.tool("ctr", "--namespace", "k8s.io", "images", "import", file).CombinedOutput(); err != nil {
-			return fmt.Errorf("import %s: %w: %s", file, err, out)
+		if err := n.importImage(file); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (n *Node) importImage(file string) error {
+	if out, err := n.tool("ctr", "--namespace", "k8s.io", "images", "import", file).CombinedOutput(); err != nil {
+		return fmt.Errorf("import %s: %w: %s", file, err, out)
+	}
+	return nil
+}
+
+// ImportImage gives the archive of an image to every node.
+func (c *Cluster) ImportImage(file string) error {
+	var imports errgroup.Group
+	for _, n := range c.Nodes() {
+		imports.Go(func() error { return n.importImage(file) })
+	}
+	return imports.Wait()
 }
 
 // Images that each node has.

@@ -145,11 +145,13 @@ func (n *Node) Cgroup() string { return n.cgroup }
 func (n *Node) BPFFS() string { return filepath.Join(n.dir, "bpf") }
 
 // Kubelet readies the node for a kubelet with the cgroupRoot that it returns. There is such a folder in every hierarchy then, and the
-// node's processes start in a child of it, since cgroup2 hands controllers to the children of folders without processes only.
+// node's processes start in a child of it, since cgroup2 hands controllers to the children of folders without processes only. What is mounted
+// on the node is seen by those of its containers that ask for it, as on a machine with systemd.
 func (n *Node) Kubelet() (cgroupRoot string, err error) {
 	name := filepath.Base(n.cgroup)
 	n.within = "system"
-	return "/" + name, errors.Join(os.MkdirAll(filepath.Join(n.cgroup, n.within), 0o755), makeCgroup1(name))
+	return "/" + name, errors.Join(os.MkdirAll(filepath.Join(n.cgroup, n.within), 0o755), makeCgroup1(name),
+		n.mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""))
 }
 
 // Overlay lays a folder of the node's own over one of the machine, as the node sees it: what is there can be read, what is written

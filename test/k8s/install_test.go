@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package k8s
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+
+	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
+)
+
+const module = "../.." // this module's folder
+
+// buildImage makes the image that the manifests name, as "make image" does, and gives it to the nodes. What goes in is in bin.
+func (w *world) buildImage() {
+	w.t.Helper()
+	manifest, err := os.ReadFile(filepath.Join(module, "deploy", "manifests", "edge-tunnel.yaml"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ref := regexp.MustCompile(`image: "(.+)"`).FindSubmatch(manifest)
+	if ref == nil {
+		w.t.Fatal("the manifests name no image")
+	}
+	file := filepath.Join(w.Lab.Dir(), "edge-tunnel.tar")
+	out, err := exec.Command("go", "run", "-C", filepath.Join(module, "tools", "release"), "./image", "-ref", string(ref[1]), "-version", "test", "-out", file,
+		runtime.GOARCH+"="+w.bin).CombinedOutput()
+	if err != nil {
+		w.t.Fatalf("make the image: %v: %s", err, out)
+	}
+	if err := w.ImportImage(file); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// tunnelUp does what an operator does, and waits until servers and agents are ready and the servers know every edge.
+func (w *world) tunnelUp() {
+	w.t.Helper()
+	// Nothing is changed but this: here all nodes share one kernel, so each has to keep to its own part of the cgroup hierarchy.
+	const bpffs = "- --bpffs=/host/sys/fs/bpf\n"
+	own := strings.TrimSuffix(w.Cloud[0].Cgroup(), w.Cloud[0].Name) + "$(NODE_NAME)"
+	w.Install(bpffs, bpffs+"            - --cgroup-root="+own+"\n")
+	w.t.Cleanup(func() {
+		if w.t.Failed() {
+			w.showPods()
+		}
+	})
+	w.eventually(w.installed)
+	for _, n := range w.Cloud {
+		w.eventually(func() error {
+			out, err := n.Run(filepath.Join(w.bin, "tunnelctl"), "targets")
+			if err == nil && strings.Count(out, "online") != len(w.Edge) {
+				err = fmt.Errorf("targets of %s:\n%s", n.Name, out)
+			}
+			return err
+		})
+	}
+}
+
+const workloads = "/apis/apps/v1/namespaces/kube-system/"
+
+// installed says what is not ready yet.
+func (w *world) installed() error {
+	var errs []error
+	for name, want := range map[string]int{"daemonsets/tunnel-server": len(w.Cloud), "daemonsets/tunnel-agent": len(w.Edge), "deployments/tunnel-controller": 2} {
+		var object struct {
+			Status struct{ NumberReady, ReadyReplicas int }
+		}
+		if err := w.Do(http.MethodGet, workloads+name, nil, &object); err != nil {
+			return err
+		}
+		if ready := object.Status.NumberReady + object.Status.ReadyReplicas; ready != want {
+			errs = append(errs, fmt.Errorf("%s: %d ready of %d", name, ready, want))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// showPods logs what our pods wrote last.
+func (w *world) showPods() {
+	out, err := w.Kubectl("get", "pods", "--namespace=kube-system", "--output=wide")
+	w.t.Logf("%s %v", out, err)
+	for _, n := range w.Nodes() {
+		out, err := n.Run("sh", "-c", "tail --lines=30 /var/log/pods/kube-system_*/*/*.log")
+		w.t.Logf("%s: %s %v", n.Name, out, err)
+	}
+}
+
+// tunnelDown takes all of it away, and out of the kernel what servers leave there.
+func (w *world) tunnelDown() {
+	w.t.Helper()
+	if _, err := w.Kubectl("delete", "--filename", filepath.Join(w.manifests(), "edge-tunnel.yaml"), "--wait=false"); err != nil {
+		w.t.Fatal(err)
+	}
+	w.eventually(func() error {
+		out, err := w.Kubectl("get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=edge-tunnel", "--output=name")
+		if err == nil && strings.Contains(out, "pod/") {
+			err = fmt.Errorf("left: %s", out)
+		}
+		return err
+	})
+	for _, n := range w.Cloud {
+		if _, err := n.Run(filepath.Join(w.bin, "tunnelctl"), "cleanup"); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// manifests is the folder, as a program of a node sees it.
+func (w *world) manifests() string {
+	dir, err := filepath.Abs(filepath.Join(module, "deploy", "manifests"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return dir
+}
+
+// labelNodes makes them what they are.
+func (w *world) labelNodes() {
+	w.t.Helper()
+	for _, n := range w.Edge {
+		w.patch("/api/v1/nodes/"+n.Name, kubebed.Object{"metadata": kubebed.Object{"labels": kubebed.Object{"alibabacloud.com/is-edge-worker": "true"}}})
+	}
+	w.patch("/api/v1/nodes/"+w.Cloud[0].Name, kubebed.Object{"spec": kubebed.Object{"taints": []kubebed.Object{{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}}}})
+	w.Create("/api/v1/namespaces/kube-system/configmaps", kubebed.Object{
+		"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": nodePort},
+	})
+}
+
+func (w *world) patch(path string, object kubebed.Object) {
+	w.t.Helper()
+	if err := w.Do(http.MethodPatch, path, object, nil); err != nil {
+		w.t.Fatal(err)
+	}
+}
