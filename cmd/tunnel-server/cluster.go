@@ -6,9 +6,9 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
@@ -25,7 +25,7 @@ type cluster struct {
 	nodes     *kube.Nodes
 	connected bool // a node is a target from its agent's first login on, not before
 	targets   interface {
-		replace(claims []route.Claim, servers []netip.Addr) (gone []string)
+		replace(claims []route.Claim, cluster route.Rules) (gone []string)
 		settle(context.Context) error
 	}
 	exclude func(node string) // drops a node's tunnels, and what is counted about it
@@ -46,21 +46,26 @@ func (e notTunneled) Error() string {
 
 func (notTunneled) Reason() string { return "not_tunneled" }
 
-// newCluster makes one that lacks exclude.
-func newCluster(env cli.Env, o options, targets *targets, log *slog.Logger) (*cluster, error) {
+// newClient makes a client of the API server, whose own connections are not intercepted: what claims its address must not cut us off.
+func newClient(env cli.Env, o options, control func(string, string, syscall.RawConn) error, log *slog.Logger) (kube.Client, error) {
 	kube.LogTo(log)
-	client, err := kube.NewClient(kube.ClientOptions{Kubeconfig: o.kubeconfig, UserAgent: cli.VersionLine(env.Name)})
+	client, err := kube.NewClient(kube.ClientOptions{Kubeconfig: o.kubeconfig, UserAgent: cli.VersionLine(env.Name), Control: control})
 	if err != nil {
 		return nil, cli.WithHint(err, "in a pod the ServiceAccount's token is needed, elsewhere --kubeconfig FILE")
 	}
+	return client, nil
+}
+
+// newCluster makes one that lacks exclude.
+func newCluster(client kube.Client, o options, targets *targets, log *slog.Logger) *cluster {
 	c := &cluster{client: client, connected: o.connected, targets: targets, log: log, met: make(map[string]struct{})}
 	if c.connected {
 		for _, name := range targets.known.Names() {
 			c.met[name] = struct{}{}
 		}
 	}
-	c.nodes = kube.NewNodes(kube.NodesConfig{Client: client, Edge: o.edge, Self: o.nodeName, Changed: c.changed, Log: log})
-	return c, nil
+	c.nodes = kube.NewNodes(kube.NodesConfig{Client: client, Edge: o.edge, Self: o.nodeName, Services: o.services, Changed: c.changed, Log: log})
+	return c
 }
 
 // changed puts a state of the cluster into force.
@@ -105,7 +110,7 @@ func (c *cluster) apply() (gone []string) {
 			return !met
 		})
 	}
-	return c.targets.replace(claims, c.state.Cloud)
+	return c.targets.replace(claims, c.state.Rules)
 }
 
 // welcome adds to authorize that an agent's node has to be tunneled, once that is known.

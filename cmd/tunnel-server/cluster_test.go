@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -36,7 +35,7 @@ func (c *clusterSteps) note(format string, args ...any) {
 	c.steps = append(c.steps, fmt.Sprintf(format, args...))
 }
 
-func (c *clusterSteps) replace(claims []route.Claim, servers []netip.Addr) (gone []string) {
+func (c *clusterSteps) replace(claims []route.Claim, cluster route.Rules) (gone []string) {
 	was := c.known
 	c.known = make(map[string]struct{})
 	text := ""
@@ -45,7 +44,7 @@ func (c *clusterSteps) replace(claims []route.Claim, servers []netip.Addr) (gone
 		c.known[claim.Node] = struct{}{}
 		delete(was, claim.Node)
 	}
-	c.note("replace%s, servers %v", text, servers)
+	c.note("replace%s, servers %v", text, cluster.Servers)
 	for name := range was {
 		gone = append(gone, name)
 	}
@@ -63,7 +62,7 @@ func (c *clusterSteps) want(t *testing.T, steps ...string) {
 }
 
 func tunneled(names ...string) kube.NodesState {
-	s := kube.NodesState{Cloud: targetAddrs("10.0.0.1")}
+	s := kube.NodesState{Rules: route.Rules{Servers: targetAddrs("10.0.0.1")}}
 	for i, name := range names {
 		s.Tunneled = append(s.Tunneled, route.Claim{Node: name, Addrs: targetAddrs(fmt.Sprintf("10.1.0.%d", i+1))})
 	}

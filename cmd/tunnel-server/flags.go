@@ -45,6 +45,7 @@ type options struct {
 	nodeName   string         // our own Node
 	edge       kube.EdgeNodes // which are tunneled
 	connected  bool           // only those whose agents were seen
+	services   []netip.Prefix // ranges of Services
 	portsFrom  string         // NAMESPACE/NAME of a ConfigMap with further ports; empty: none
 	leases     string         // namespace of the servers' Leases
 
@@ -129,6 +130,7 @@ func parse(env cli.Env) (options, error) {
 	}, "Nodes with one of these labels are edge nodes.")
 	cluster.StringSliceVar(&o.edge.Modes, "edge-mode-label", o.edge.Modes, "Edge nodes whose label of one of these `KEY`s is set, and not to normal,"+
 		" are reached directly and never intercepted.")
+	cli.PrefixesVar(cluster, &o.services, "service-cidr", "Ranges of Services, which cannot be edge addresses, where the API server does not tell them (before Kubernetes 1.33).")
 	cluster.StringVar(&o.leases, "lease-namespace", o.leases, "`NAMESPACE` of the Leases by which servers find each other, without --peer."+
 		" Default: $POD_NAMESPACE.")
 	cli.ChoiceVar(cluster, &o.connected, "intercept-nodes", []cli.Choice[bool]{{Word: "selected", Value: false}, {Word: "connected", Value: true}},
@@ -213,8 +215,8 @@ func (o *options) validate() error {
 	if namespace, name, ok := strings.Cut(o.portsFrom, "/"); o.portsFrom != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
 		errs = append(errs, cli.WithHint(cli.Usagef("--ports-configmap: %q is not NAMESPACE/NAME", o.portsFrom), "expected such as kube-system/yurt-tunnel-server-cfg"))
 	}
-	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On || o.connected || o.portsFrom != "") {
-		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
+	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On || o.connected || o.portsFrom != "" || len(o.services) > 0) {
+		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap, --service-cidr and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
 	}
 	if o.maxConns < 0 {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))

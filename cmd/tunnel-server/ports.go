@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 	"github.com/edge-tunnel/edge-tunnel/pkg/kube/servercfg"
@@ -39,18 +38,14 @@ type ports struct {
 }
 
 // newPorts returns nil where no ConfigMap is to be followed.
-func newPorts(env cli.Env, o options, set func([]uint16) error, log *slog.Logger) (*ports, error) {
+func newPorts(client kube.Client, o options, set func([]uint16) error, log *slog.Logger) *ports {
 	if o.portsFrom == "" {
-		return nil, nil
-	}
-	client, err := kube.NewClient(kube.ClientOptions{Kubeconfig: o.kubeconfig, UserAgent: cli.VersionLine(env.Name)})
-	if err != nil {
-		return nil, err
+		return nil
 	}
 	p := &ports{name: o.portsFrom, fixed: o.ports, first: o.redirectPort, set: set, log: log}
 	namespace, name, _ := strings.Cut(o.portsFrom, "/")
 	p.source = kube.NewConfigMap(kube.ConfigMapConfig{Client: client, Namespace: namespace, Name: name, Changed: p.changed, Log: log})
-	return p, nil
+	return p
 }
 
 // changed puts a state of the ConfigMap into force; data is nil if there is none.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -34,13 +35,21 @@ func run(ctx context.Context, env cli.Env) error {
 	if err != nil {
 		return err
 	}
+	var kernel *redirect.Kernel // before anybody dials
+	o.cluster.Control = func(network, address string, c syscall.RawConn) error {
+		err := kernel.Bypass(network, address, c)
+		if errors.Is(err, net.ErrClosed) { // we are on the way out, and the programs are our successor's
+			return nil
+		}
+		return err
+	}
 	certificate, err := o.cluster.Start(env, identity.RoleServer, ids, log)
 	if err != nil {
 		return err
 	}
 
 	// The kernel's state has one owner at a time: everything that a predecessor may still hold comes after its lock.
-	kernel, err := redirect.Open(ctx, redirect.Options{
+	kernel, err = redirect.Open(ctx, redirect.Options{
 		BPFFS: o.bpffs, CgroupRoot: o.cgroupRoot, RedirectPort: o.redirectPort, HostOnly: o.hostOnly, Log: log,
 	})
 	if errors.Is(err, redirect.ErrInUse) && ctx.Err() != nil {
@@ -104,15 +113,15 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	config.TLS = ids.ServerTLS(roles)
 	var cloud *cluster // nil without Kubernetes
+	var further *ports // nil without a ConfigMap
 	if o.kubernetes {
-		if cloud, err = newCluster(env, o, targets, log); err != nil {
+		client, err := newClient(env, o, o.cluster.Control, log)
+		if err != nil {
 			return err
 		}
+		cloud = newCluster(client, o, targets, log)
+		further = newPorts(client, o, kernel.SetPorts, log)
 		config.Authorize, config.OnLogin = cloud.welcome(config.Authorize), cloud.login
-	}
-	further, err := newPorts(env, o, kernel.SetPorts, log)
-	if err != nil {
-		return err
 	}
 	tunnels, err := tunnel.NewServer(config)
 	if err != nil {

@@ -57,8 +57,8 @@ type targets struct {
 
 	mu      sync.Mutex // guards what follows
 	rules   route.Rules
-	servers []netip.Addr        // of nodes that run servers; beside the rules, since somebody else knows them
-	foreign []route.Claim       // to these: refused, and shown, but not remembered
+	cluster route.Rules         // what a cluster adds to the rules
+	foreign []route.Claim       // what it refuses: shown, but not remembered
 	up      map[string]struct{} // nodes with a tunnel
 	flipped map[string]struct{} // nodes that came to or left up, not yet told to the kernel
 	stale   bool                // claims or rules have changed since the latest build
@@ -179,31 +179,23 @@ func (t *targets) online(node string, online bool) {
 	})
 }
 
-// setRules notes other rules. Rules.Servers is set by replace alone.
+// setRules notes other rules. What a cluster adds to them is set by replace alone.
 func (t *targets) setRules(rules route.Rules) {
 	t.note(func() { t.rules, t.stale = rules, true })
 }
 
-// replace notes the claims of all nodes, and which addresses are those of nodes that run servers. It returns the nodes that were known before
-// and are not any more. Claims to servers' addresses are not remembered: after a restart nobody could tell them from good ones until the
+// replace notes the claims of all nodes of a cluster, and which addresses it says cannot be targets. It returns the nodes that were known
+// before and are not any more. What the cluster refuses is not remembered: after a restart nobody could tell it from good claims until the
 // cluster has been seen again.
-func (t *targets) replace(claims []route.Claim, servers []netip.Addr) (gone []string) {
+func (t *targets) replace(claims []route.Claim, cluster route.Rules) (gone []string) {
 	was := make(map[string]struct{})
 	for _, name := range t.known.Names() {
 		was[name] = struct{}{}
 	}
-	var foreign []route.Claim
-	for _, c := range claims {
+	allowed, foreign := cluster.Split(claims)
+	for _, c := range allowed {
 		delete(was, c.Node)
-		kept := route.Claim{Node: c.Node}
-		for _, addr := range c.Addrs {
-			if slices.Contains(servers, addr.Unmap()) {
-				foreign = append(foreign, route.Claim{Node: c.Node, Addrs: []netip.Addr{addr}})
-			} else {
-				kept.Addrs = append(kept.Addrs, addr)
-			}
-		}
-		if _, err := t.known.Learn(kept); err != nil {
+		if _, err := t.known.Learn(c); err != nil {
 			t.log.Warn("what a node says its addresses are is refused, what it said before counts", "node", c.Node, "addrs", len(c.Addrs), "err", err)
 		}
 	}
@@ -211,7 +203,7 @@ func (t *targets) replace(claims []route.Claim, servers []netip.Addr) (gone []st
 		t.known.Forget(name)
 		gone = append(gone, name)
 	}
-	t.note(func() { t.servers, t.foreign, t.stale = servers, foreign, true })
+	t.note(func() { t.cluster, t.foreign, t.stale = cluster, foreign, true })
 	return gone
 }
 
@@ -332,7 +324,7 @@ func (t *targets) build() error {
 	t.stale = false
 	clear(t.flipped)
 	rules := t.rules
-	rules.Servers = t.servers
+	rules.Servers, rules.Direct, rules.APIServers, rules.Services = t.cluster.Servers, t.cluster.Direct, t.cluster.APIServers, t.cluster.Services
 	foreign := t.foreign
 	t.mu.Unlock()
 

@@ -256,24 +256,35 @@ func TestTargetsStoredAreInForceAtStart(t *testing.T) {
 	}
 }
 
-// A Node that claims the address of a cloud node is refused, and shown. After a restart nobody knows the cloud nodes until the cluster is seen, so
+// A Node that claims an address which the cluster says is somebody else's is refused, and shown. After a restart nobody knows whose they are until the cluster is seen, so
 // nothing of it is remembered.
-func TestTargetsOfTheClusterAreNotServers(t *testing.T) {
+func TestTargetsOfTheClusterAreNobodyElses(t *testing.T) {
 	dir := t.TempDir()
 	ts, k := makeTargets(t, dir, route.Rules{})
 	runTargets(t, ts, k)
-	claims := []route.Claim{{Node: "edge-1", Addrs: targetAddrs("10.99.0.1", "10.0.0.2")}, {Node: "edge-2", Addrs: targetAddrs("10.99.0.2")}}
-	if gone := ts.replace(claims, targetAddrs("10.0.0.1", "10.0.0.2")); len(gone) > 0 {
+	claims := []route.Claim{
+		{Node: "edge-1", Addrs: targetAddrs("10.99.0.1", "10.0.0.2", "10.0.0.3", "10.1.0.9", "10.96.0.7")}, {Node: "edge-2", Addrs: targetAddrs("10.99.0.2")},
+	}
+	cluster := route.Rules{
+		Servers: targetAddrs("10.0.0.1", "10.0.0.2"), Direct: targetAddrs("10.1.0.9"), APIServers: targetAddrs("10.0.0.3"),
+		Services: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	}
+	if gone := ts.replace(claims, cluster); len(gone) > 0 {
 		t.Errorf("gone: %v", gone)
 	}
 	settle(t, ts)
 	mine, theirs := kernelTarget("10.99.0.1", "edge-1", redirect.Offline), kernelTarget("10.99.0.2", "edge-2", redirect.Offline)
 	wantKernel(t, k, mine, theirs)
-	want := admin.Target{Addr: netip.MustParseAddr("10.0.0.2"), Node: "edge-1", State: "refused", Reason: "server_address"}
-	if got := ts.snapshot(); len(got) != 3 || got[0] != want {
+	refused := func(addr, reason string) admin.Target {
+		return admin.Target{Addr: netip.MustParseAddr(addr), Node: "edge-1", State: "refused", Reason: reason}
+	}
+	want := []admin.Target{
+		refused("10.0.0.2", "server_address"), refused("10.0.0.3", "api_server"), refused("10.1.0.9", "direct_address"), refused("10.96.0.7", "service_range"),
+	}
+	if got := ts.snapshot(); len(got) != 6 || !slices.Equal(got[:4], want) {
 		t.Errorf("snapshot %v", got)
 	}
-	if gone := ts.replace(claims[:1], targetAddrs("10.0.0.1", "10.0.0.2")); !slices.Equal(gone, []string{"edge-2"}) {
+	if gone := ts.replace(claims[:1], cluster); !slices.Equal(gone, []string{"edge-2"}) {
 		t.Errorf("gone: %v, want edge-2", gone)
 	}
 	settle(t, ts)

@@ -60,7 +60,11 @@ func targetsCommand(env cli.Env) *cobra.Command {
 func targetRows(targets []admin.Target) [][]string {
 	var rows [][]string
 	for _, t := range targets {
-		rows = append(rows, []string{t.Addr.String(), t.Node, t.State, t.Reason})
+		addr := "" // of a node that has none
+		if t.Addr.IsValid() {
+			addr = t.Addr.String()
+		}
+		rows = append(rows, []string{addr, t.Node, t.State, t.Reason})
 	}
 	return rows
 }

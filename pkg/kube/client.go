@@ -2,7 +2,7 @@
 
 // Package kube is all that the programs have to do with Kubernetes, and the only importer of client-go.
 //
-// [NewClient] connects to the API server. [Nodes] follows the Node objects, for what is tunneled, and [ConfigMap] one ConfigMap, for the ports. [Leader] has something run in one of several processes. [Signer] decides requests for
+// [NewClient] connects to the API server. [Nodes] follows the Node objects, and what else is at addresses that cannot be tunneled, and [ConfigMap] one ConfigMap, for the ports. [Leader] has something run in one of several processes. [Signer] decides requests for
 // certificates of agents and servers, by the rules of package identity, with a CA that it keeps in a Secret; it is what the leader runs. [Certificate] is the other
 // end: it asks for a certificate, keeps it on disk and renews it.
 //
@@ -17,7 +17,10 @@ package kube
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"syscall"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -33,6 +36,8 @@ type ClientOptions struct {
 	UserAgent  string  // program and version
 	QPS        float32 // requests a second; default 20, and twice that at once
 	Wrap       func(http.RoundTripper) http.RoundTripper
+	// Control is called for each socket before it connects; nil: nothing is.
+	Control func(network, address string, c syscall.RawConn) error
 }
 
 // NewClient connects to nothing yet: the API server need not be there.
@@ -46,6 +51,11 @@ func NewClient(o ClientOptions) (kubernetes.Interface, error) {
 	}
 	config.QPS, config.Burst, config.UserAgent = o.QPS, int(2*o.QPS), o.UserAgent
 	config.ContentType, config.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
+	if o.Control != nil {
+		dialer := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, Control: o.Control} // times as client-go's own
+		dialer.SetMultipathTCP(false)
+		config.Dial = dialer.DialContext
+	}
 	if o.Wrap != nil {
 		config.Wrap(o.Wrap)
 	}

@@ -87,6 +87,11 @@ func (f *follower[T]) begin(ctx context.Context, o metav1.ListOptions) (watch.In
 	if interrupted && o.ResourceVersion != "" {
 		return nil, apierrors.NewResourceExpired("the API server was away")
 	}
+	if o.SendInitialEvents != nil {
+		// A watch that begins with the whole list begins with the newest: a restored API server may be far from the version that the reflector
+		// asks for, and would not say that the list is whole until then.
+		o.ResourceVersion = ""
+	}
 	w, err := f.watch(ctx, o)
 	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
 		// What client-go makes of a connection that was closed before an answer came, by a load balancer say.

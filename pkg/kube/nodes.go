@@ -15,6 +15,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -78,34 +79,42 @@ type NodesConfig struct {
 	// Node will do.
 	Self string
 
+	Services []netip.Prefix // ranges of Services, beside those that the API server tells of
+
 	// Changed is told every state, one at a time. Its context ends with Run's.
 	Changed func(context.Context, NodesState)
 	Log     *slog.Logger
 }
 
-// NodesState is what the Nodes of a cluster say, whole.
+// NodesState is what a cluster says, whole.
 type NodesState struct {
 	Tunneled []route.Claim // one for each node, sorted by its name, also for those without addresses
-	Cloud    []netip.Addr  // addresses of nodes that are no edge nodes: servers run there
+
+	// Rules say what cannot be a target: addresses of nodes that are no edge nodes, because servers run there, and of edge nodes that are reached
+	// directly; API servers; Services.
+	Rules route.Rules
 }
 
 // NodesStatus says how fresh the state is.
 type NodesStatus struct {
-	Complete bool      // a whole list was seen since the start
+	Complete bool      // all was seen since the start
 	Nodes    int       // in the latest whole list, of every kind
 	Err      error     // why there is nothing newer; nil while the watch works
 	Since    time.Time // of Err
 }
 
-// Nodes follows the Node objects of a cluster. What it last knew counts for as long as the API server cannot be reached, and nothing is
+// Nodes follows the Node objects of a cluster, and where its API servers and Services are. What it last knew counts for as long as the API server cannot be reached, and nothing is
 // concluded from a list that is not whole.
 type Nodes struct {
 	c      NodesConfig
 	nodes  *follower[*corev1.Node]
+	apis   *follower[*discoveryv1.EndpointSlice]
+	ranges *serviceRanges
 	change chan struct{}
 
-	mu     sync.Mutex  // guards what follows
-	status NodesStatus // its Err is that of a list that is not whole
+	mu     sync.Mutex   // guards what follows
+	status NodesStatus  // its Err is that of a list that is not whole
+	found  []netip.Addr // of API servers
 }
 
 // NewNodes makes one that does nothing until Run.
@@ -120,18 +129,23 @@ func NewNodes(c NodesConfig) *Nodes {
 		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
 		watch: api.Watch,
 	}
+	n.apis = apiServers(c, n.wake)
+	n.ranges = &serviceRanges{client: c.Client, changed: n.wake}
 	return n
 }
 
-func (n *Nodes) changed(changes []change[*corev1.Node]) {
-	if len(changes) > 0 && !slices.ContainsFunc(changes, func(c change[*corev1.Node]) bool {
-		return c.was == nil || c.is == nil || !slices.Equal(c.was.Status.Addresses, c.is.Status.Addresses) || !maps.Equal(c.was.Labels, c.is.Labels)
-	}) {
-		return
-	}
+func (n *Nodes) wake() {
 	select {
 	case n.change <- struct{}{}:
 	default:
+	}
+}
+
+func (n *Nodes) changed(changes []change[*corev1.Node]) {
+	if len(changes) == 0 || slices.ContainsFunc(changes, func(c change[*corev1.Node]) bool {
+		return c.was == nil || c.is == nil || !slices.Equal(c.was.Status.Addresses, c.is.Status.Addresses) || !maps.Equal(c.was.Labels, c.is.Labels)
+	}) {
+		n.wake()
 	}
 }
 
@@ -165,6 +179,8 @@ func (n *Nodes) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { n.nodes.run(ctx) })
+	wg.Go(func() { n.apis.run(ctx) })
+	wg.Go(func() { n.ranges.run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -178,8 +194,14 @@ func (n *Nodes) Run(ctx context.Context) error {
 	}
 }
 
-// tell hands on what the list says, if it is whole.
+// tell hands on what is known, if it is whole.
 func (n *Nodes) tell(ctx context.Context) {
+	_, listed := n.nodes.get("")
+	_, apis := n.apis.get("")
+	services, ranges := n.ranges.get()
+	if !listed || !apis || !ranges {
+		return
+	}
 	var (
 		state NodesState
 		self  = n.c.Self == ""
@@ -191,8 +213,10 @@ func (n *Nodes) tell(ctx context.Context) {
 		switch edge, tunneled := n.c.Edge.Mode(node.Labels); {
 		case tunneled:
 			state.Tunneled = append(state.Tunneled, route.Claim{Node: node.Name, Addrs: addrs})
-		case !edge:
-			state.Cloud = append(state.Cloud, addrs...)
+		case edge:
+			state.Rules.Direct = append(state.Rules.Direct, addrs...)
+		default:
+			state.Rules.Servers = append(state.Rules.Servers, addrs...)
 		}
 	}
 	if len(list) == 0 || !self {
@@ -207,11 +231,27 @@ func (n *Nodes) tell(ctx context.Context) {
 		return
 	}
 	slices.SortFunc(state.Tunneled, func(a, b route.Claim) int { return strings.Compare(a.Node, b.Node) })
-	slices.SortFunc(state.Cloud, netip.Addr.Compare)
+	slices.SortFunc(state.Rules.Servers, netip.Addr.Compare)
+	slices.SortFunc(state.Rules.Direct, netip.Addr.Compare)
+	state.Rules.Services = append(services, n.c.Services...)
 	n.mu.Lock()
+	state.Rules.APIServers = n.apiServers()
 	n.status = NodesStatus{Complete: true, Nodes: len(list)}
 	n.mu.Unlock()
 	n.c.Changed(ctx, state)
+}
+
+// apiServers needs mu. That there are none any more is not believed: one has said so. While one restarts it is not listed.
+func (n *Nodes) apiServers() []netip.Addr {
+	var found []netip.Addr
+	for _, slice := range n.apis.all() {
+		found = append(found, endpointAddrs(slice)...)
+	}
+	if len(found) > 0 {
+		slices.SortFunc(found, netip.Addr.Compare)
+		n.found = found
+	}
+	return n.found
 }
 
 // nodeAddrs are the addresses by which a Node is reached, as its object says; what is no address is left out.
@@ -230,8 +270,11 @@ func (n *Nodes) Status() NodesStatus {
 	n.mu.Lock()
 	s := n.status
 	n.mu.Unlock()
-	if outage := n.nodes.state(); outage.Err != nil {
-		s.Err, s.Since = outage.Err, outage.Since
+	for _, outage := range []followerStatus{n.nodes.state(), n.apis.state(), n.ranges.state()} {
+		if outage.Err != nil { // one is enough: when the API server is away, all say the same
+			s.Err, s.Since = outage.Err, outage.Since
+			break
+		}
 	}
 	return s
 }

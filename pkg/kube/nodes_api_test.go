@@ -4,10 +4,13 @@ package kube
 
 import (
 	"fmt"
+	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/edge-tunnel/edge-tunnel/pkg/route"
 	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
 )
 
@@ -17,7 +20,6 @@ func followServer(t *testing.T, kubeconfig string) *following {
 	client, err := NewClient(ClientOptions{Kubeconfig: kubeconfig, UserAgent: "test"})
 	must(t, err)
 	f := &following{t: t, states: make(chan NodesState, 1)}
-	must(t, err)
 	f.Nodes = NewNodes(NodesConfig{Client: client, Edge: DefaultEdgeNodes(), Self: "cloud-1", Changed: f.changed})
 	f.run()
 	return f
@@ -26,13 +28,14 @@ func followServer(t *testing.T, kubeconfig string) *following {
 const nodesRole = `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
-metadata: {name: nodes-test}
-rules: [{apiGroups: [""], resources: [nodes], verbs: [%s]}]
+metadata: {name: nodes-test-%[2]s}
+rules:
+  - {apiGroups: [%[1]q], resources: [%[2]s], verbs: [%[3]s]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
-metadata: {name: nodes-test}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: nodes-test}
+metadata: {name: nodes-test-%[2]s}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: nodes-test-%[2]s}
 subjects: [{kind: ServiceAccount, name: server, namespace: default}]
 `
 
@@ -54,14 +57,34 @@ func TestRealAPIServer(t *testing.T) {
 	addNode("cloud-1", "10.0.0.1", nil)
 	addNode("edge-1", "10.1.0.1", edge)
 	addNode("edge-2", "10.1.0.2", private)
+	s.Create("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", kubebed.Object{
+		"metadata":    kubebed.Object{"name": "kubernetes", "labels": kubebed.Object{"kubernetes.io/service-name": "kubernetes"}},
+		"addressType": "IPv4", "endpoints": []kubebed.Object{{"addresses": []string{"10.0.0.100"}}}, "ports": []kubebed.Object{},
+	})
 
 	// Without either verb the error names it, and nothing is concluded.
 	f := followServer(t, s.ServiceAccount("default", "server"))
 	eventually(t, "list is missing", func() bool { return strings.Contains(fmt.Sprint(f.Status().Err), `cannot list resource "nodes"`) })
-	s.Apply(fmt.Sprintf(nodesRole, "list"))
+	s.Apply(fmt.Sprintf(nodesRole, "", "nodes", "list"))
 	eventually(t, "watch is missing", func() bool { return strings.Contains(fmt.Sprint(f.Status().Err), `cannot watch resource "nodes"`) })
-	s.Apply(fmt.Sprintf(nodesRole, "list, watch"))
-	f.want("edge-1@10.1.0.1")
+	s.Apply(fmt.Sprintf(nodesRole, "", "nodes", "list, watch"))
+	eventually(t, "endpointslices are missing", func() bool {
+		return strings.Contains(fmt.Sprint(f.Status().Err), `cannot list resource "endpointslices"`)
+	})
+	s.Apply(fmt.Sprintf(nodesRole, "discovery.k8s.io", "endpointslices", "list, watch"))
+	eventually(t, "servicecidrs are missing", func() bool {
+		return strings.Contains(fmt.Sprint(f.Status().Err), `cannot list resource "servicecidrs"`)
+	})
+	if f.told.Load() != 0 {
+		t.Error("something was concluded from half of it")
+	}
+	s.Apply(fmt.Sprintf(nodesRole, "networking.k8s.io", "servicecidrs", "list"))
+	state := f.want("edge-1@10.1.0.1")
+	if want := (route.Rules{
+		Servers: addrs("10.0.0.1"), Direct: addrs("10.1.0.2"), APIServers: addrs("10.0.0.100"), Services: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	}); !reflect.DeepEqual(state.Rules, want) {
+		t.Errorf("rules %+v, want %+v", state.Rules, want)
+	}
 	eventually(t, "all is well", func() bool { return f.Status().Err == nil })
 
 	// Both ways, at once.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -14,12 +15,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/edge-tunnel/edge-tunnel/pkg/route"
 )
 
 // labelsOf reads KEY=VALUE pairs.
@@ -67,6 +72,23 @@ func TestParseLabel(t *testing.T) {
 	if l, err := ParseLabel("a/b=c=d"); err != nil || l != (Label{"a/b", "c=d"}) {
 		t.Errorf("%v, %v", l, err)
 	}
+}
+
+func addrs(texts ...string) []netip.Addr {
+	list := make([]netip.Addr, len(texts))
+	for i, text := range texts {
+		list[i] = netip.MustParseAddr(text)
+	}
+	return list
+}
+
+// endpoints is where the API servers are.
+func endpoints(addrs ...string) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", Labels: map[string]string{"kubernetes.io/service-name": "kubernetes"}}}
+	for _, a := range addrs {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}})
+	}
+	return s
 }
 
 func node(name string, labels map[string]string, addrs ...string) *corev1.Node {
@@ -137,7 +159,7 @@ func (f *following) want(claims ...string) NodesState {
 				return s
 			}
 		case <-deadline:
-			f.t.Fatalf("%v, want %v", last, claims)
+			f.t.Fatalf("%v, want %v; %+v", last, claims, f.Status())
 		}
 	}
 }
@@ -160,10 +182,15 @@ func (f *following) put(n *corev1.Node) {
 
 func TestNodesAreFollowed(t *testing.T) {
 	f := follow(t, fake.NewClientset(node("cloud-1", nil, "10.0.0.1", "2001:db8::1"), node("edge-1", edge, "10.1.0.1", "2001:db8:1::1"),
-		node("edge-2", private, "10.1.0.2"), node("edge-3", edge)))
+		node("edge-2", private, "10.1.0.2"), node("edge-3", edge), endpoints("10.0.0.100", "2001:db8::100"),
+		&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}}))
 	s := f.want("edge-1@10.1.0.1,2001:db8:1::1", "edge-3")
-	if cloud := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")}; !slices.Equal(s.Cloud, cloud) {
-		t.Errorf("cloud nodes' addresses %v, want %v", s.Cloud, cloud)
+	want := route.Rules{
+		Servers: addrs("10.0.0.1", "2001:db8::1"), Direct: addrs("10.1.0.2"),
+		APIServers: addrs("10.0.0.100", "2001:db8::100"), Services: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	}
+	if !reflect.DeepEqual(s.Rules, want) {
+		t.Errorf("rules %+v, want %+v", s.Rules, want)
 	}
 	if st := f.Status(); !st.Complete || st.Nodes != 4 || st.Err != nil || !st.Since.IsZero() {
 		t.Errorf("%+v", st)
@@ -250,4 +277,50 @@ func TestListIsNotBelievedUntilItIsWhole(t *testing.T) {
 	f.put(node("cloud-1", nil, "10.0.0.1"))
 	f.want("edge-1@10.1.0.1")
 	eventually(t, "all is well", func() bool { s := f.Status(); return s.Complete && s.Err == nil && s.Since.IsZero() })
+}
+
+// While the only API server restarts, none is listed. Its address stays what it is.
+func TestAPIServersAreNotForgotten(t *testing.T) {
+	f := follow(t, fake.NewClientset(node("cloud-1", nil, "10.0.0.1"), endpoints("10.0.0.100")))
+	f.want()
+	replace := func(slice *discoveryv1.EndpointSlice) {
+		t.Helper()
+		_, err := f.client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), slice, metav1.UpdateOptions{})
+		must(t, err)
+	}
+	replace(endpoints())
+	if s := <-f.states; !slices.Equal(s.Rules.APIServers, addrs("10.0.0.100")) {
+		t.Errorf("API servers %v", s.Rules.APIServers)
+	}
+	replace(endpoints("10.0.0.101"))
+	if s := <-f.states; !slices.Equal(s.Rules.APIServers, addrs("10.0.0.101")) {
+		t.Errorf("API servers %v", s.Rules.APIServers)
+	}
+}
+
+// An API server before Kubernetes 1.33 does not know ranges of Services; then the flag says them. One that does not answer is waited for.
+func TestServiceRanges(t *testing.T) {
+	client := fake.NewClientset(node("cloud-1", nil, "10.0.0.1"))
+	var failure atomic.Pointer[error]
+	fail := func(err error) { failure.Store(&err) }
+	fail(errors.New("connection refused"))
+	client.PrependReactor("list", "servicecidrs", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, *failure.Load() })
+	f := &following{t: t, client: client, states: make(chan NodesState, 1)}
+	given := []netip.Prefix{netip.MustParsePrefix("10.97.0.0/16")}
+	f.Nodes = NewNodes(NodesConfig{Client: client, Edge: DefaultEdgeNodes(), Self: "cloud-1", Services: given, Changed: f.changed})
+	f.run()
+	eventually(t, "the outage is named", func() bool {
+		s := f.Status()
+		return strings.Contains(fmt.Sprint(s.Err), "servicecidrs: connection refused") && !s.Since.IsZero() && !s.Complete
+	})
+	if f.told.Load() != 0 {
+		t.Error("told before all was known")
+	}
+	fail(apierrors.NewNotFound(schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}, ""))
+	if s := f.want(); !slices.Equal(s.Rules.Services, given) {
+		t.Errorf("services %v", s.Rules.Services)
+	}
+	if s := f.Status(); !s.Complete || s.Err != nil {
+		t.Errorf("%+v", s)
+	}
 }

@@ -10,11 +10,14 @@ import (
 // Refusal is one claimed address that did not become the claimant's target.
 type Refusal struct {
 	Node   string
-	Addr   netip.Addr // as claimed, but unmapped; with its zone, if that is what is wrong with it
+	Addr   netip.Addr // as claimed, but unmapped; with its zone, if that is what is wrong with it; invalid for NoAddress
 	Reason Reason
 }
 
 func (r Refusal) String() string {
+	if r.Reason == NoAddress {
+		return fmt.Sprintf("node %q claims no address", r.Node)
+	}
 	return fmt.Sprintf("address %s of node %q refused: %s", r.Addr, r.Node, r.Reason)
 }
 
@@ -31,11 +34,13 @@ const (
 	LocalAddress                        // an address of this host's network namespace
 	RedirectAddress                     // where this host's connections are redirected to
 	ServerAddress                       // of a node that runs a tunnel-server
+	DirectAddress                       // of an edge node that is reached without a tunnel
 	APIServer                           // an API server's endpoint
 	ServiceRange                        // inside a Service range
 	Reserved                            // kept for another use on this host
 	OutsideTargetCIDR                   // --target-cidr is set, and it lies outside
 	Ambiguous                           // claimed by several nodes
+	NoAddress                           // the node claims none at all
 	numReasons
 )
 
@@ -49,11 +54,13 @@ var reasonNames = [numReasons]string{
 	LocalAddress:      "local_address",
 	RedirectAddress:   "redirect_address",
 	ServerAddress:     "server_address",
+	DirectAddress:     "direct_address",
 	APIServer:         "api_server",
 	ServiceRange:      "service_range",
 	Reserved:          "reserved",
 	OutsideTargetCIDR: "outside_target_cidr",
 	Ambiguous:         "ambiguous",
+	NoAddress:         "no_address",
 }
 
 func (r Reason) String() string {

@@ -63,10 +63,13 @@ func Build(claims []Claim, rules Rules) *Table {
 	}
 	all := make([]claimed, 0, total)
 	t := &Table{nodes: make(map[string][]netip.Addr, len(claims))}
-	node := 0
+	node, addrs := 0, 0
 	for i, c := range claims {
 		if c.Node != claims[node].Node {
-			node = i // the first claim of a name stands for all of them, so that duplicates meet below
+			node, addrs = i, 0 // the first claim of a name stands for all of them, so that duplicates meet below
+		}
+		if addrs += len(c.Addrs); addrs == 0 && c.Node != "" && (i+1 == len(claims) || claims[i+1].Node != c.Node) {
+			t.refuse(c.Node, netip.Addr{}, NoAddress)
 		}
 		for _, a := range c.Addrs {
 			all = append(all, claimed{a.Unmap(), node})

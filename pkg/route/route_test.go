@@ -89,11 +89,31 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// A node without any address is shown; one whose addresses are in several claims has some.
+func TestNodeWithoutAddresses(t *testing.T) {
+	table := Build([]Claim{claim("b"), claim("a", "10.0.0.1"), claim("c"), claim("c", "10.0.0.3"), claim("d", "10.0.0.4"), claim("d"), claim("e"), claim("e")}, Rules{})
+	want := []Refusal{{Node: "b", Reason: NoAddress}, {Node: "e", Reason: NoAddress}}
+	if got := table.Refusals(); !reflect.DeepEqual(got, want) || table.Count(NoAddress) != 2 {
+		t.Errorf("refused %v, want %v", got, want)
+	}
+}
+
+func TestSplit(t *testing.T) {
+	claims := []Claim{claim("a", "10.0.0.1", "10.96.0.1", "::ffff:10.0.0.9"), claim("b", "10.0.0.2"), claim("c", "10.0.0.9"), claim("d")}
+	allowed, refused := Rules{Direct: addrs("10.0.0.9"), Services: prefixes("10.96.0.0/16")}.Split(claims)
+	wantAllowed := []Claim{claim("a", "10.0.0.1"), claim("b", "10.0.0.2"), {Node: "c"}, {Node: "d"}}
+	wantRefused := []Claim{claim("a", "10.96.0.1", "::ffff:10.0.0.9"), claim("c", "10.0.0.9")}
+	if !reflect.DeepEqual(allowed, wantAllowed) || !reflect.DeepEqual(refused, wantRefused) {
+		t.Errorf("allowed %v, refused %v", allowed, refused)
+	}
+}
+
 func TestRefusalReasons(t *testing.T) {
 	rules := Rules{
 		Local:      addrs("10.0.0.1", "2001:db8::1", "10.0.0.2"),
 		Redirect:   addrs("10.0.0.1", "10.0.0.9"),
 		Servers:    addrs("10.0.1.1", "::ffff:10.0.1.2", "10.0.0.9"),
+		Direct:     addrs("10.0.3.1", "10.0.1.1"),
 		APIServers: addrs("10.0.2.1"),
 		Services:   prefixes("10.96.0.0/12", "fd00:96::/112"),
 		Reserved:   prefixes("192.0.2.1/32"),
@@ -124,6 +144,7 @@ func TestRefusalReasons(t *testing.T) {
 		"10.0.1.1":         ServerAddress,
 		"10.0.1.2":         ServerAddress,
 		"10.0.2.1":         APIServer,
+		"10.0.3.1":         DirectAddress,
 		"10.96.0.1":        ServiceRange,
 		"10.111.255.255":   ServiceRange,
 		"fd00:96::a":       ServiceRange,

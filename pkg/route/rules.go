@@ -14,10 +14,32 @@ type Rules struct {
 	Redirect []netip.Addr // where connections are redirected to: the node addresses of this host
 	// Servers: addresses of nodes that run a tunnel-server, except nodes that are marked as reached through a tunnel.
 	Servers    []netip.Addr
+	Direct     []netip.Addr   // addresses of edge nodes that are reached without a tunnel
 	APIServers []netip.Addr   // API server endpoints
 	Services   []netip.Prefix // Service ranges
 	Reserved   []netip.Prefix // kept for other uses on this host, as the addresses of the canary connects
 	CIDRs      []netip.Prefix // if there are any, only what lies in one of them may be a target
+}
+
+// Split separates the addresses that cannot be targets from those that the rules allow: allowed has a claim for each of claims.
+func (r Rules) Split(claims []Claim) (allowed, refused []Claim) {
+	check := r.compile()
+	allowed = make([]Claim, len(claims))
+	for i, c := range claims {
+		allowed[i].Node = c.Node
+		var bad []netip.Addr
+		for _, a := range c.Addrs {
+			if check.reason(a.Unmap()) == 0 {
+				allowed[i].Addrs = append(allowed[i].Addrs, a)
+			} else {
+				bad = append(bad, a)
+			}
+		}
+		if len(bad) > 0 {
+			refused = append(refused, Claim{c.Node, bad})
+		}
+	}
+	return allowed, refused
 }
 
 // checker is Rules in a form that is quick to ask.
@@ -42,6 +64,7 @@ func (r Rules) compile() checker {
 		{r.Local, LocalAddress},
 		{r.Redirect, RedirectAddress},
 		{r.Servers, ServerAddress},
+		{r.Direct, DirectAddress},
 		{r.APIServers, APIServer},
 	} {
 		for _, a := range list.addrs {

@@ -7,17 +7,21 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
 )
 
-// bring makes an address of the machine's loopback reachable at the same address of the host's.
-func (h *host) bring(t *testing.T, addr string) {
+// bring makes an address of the machine's loopback reachable at an address of the host.
+func (h *host) bring(t *testing.T, at, addr string) {
 	t.Helper()
-	ln, err := h.Listen(t.Context(), "tcp", addr)
+	ln, err := h.Listen(t.Context(), "tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,17 +66,18 @@ func newCluster(t *testing.T, cloud *host) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cloud.bring(t, at.Host)
+	cloud.bring(t, at.Host, at.Host)
 	c.Install()
 	c.add(cloud, nil)
 	return c
 }
 
-func (c *cluster) add(h *host, labels map[string]string) {
+// add makes a Node with the host's addresses, and more.
+func (c *cluster) add(h *host, labels map[string]string, more ...netip.Addr) {
 	c.t.Helper()
 	c.Create("/api/v1/nodes", kubebed.Object{"metadata": kubebed.Object{"name": h.Name, "labels": labels}})
 	var addrs []kubebed.Object
-	for _, a := range h.addrs() {
+	for _, a := range append(h.addrs(), more...) {
 		addrs = append(addrs, kubebed.Object{"type": "InternalIP", "address": a.String()})
 	}
 	c.patch("/api/v1/nodes/"+h.Name+"/status", kubebed.Object{"status": kubebed.Object{"addresses": addrs}})
@@ -160,4 +165,36 @@ func TestTargetsFromKubernetes(t *testing.T) {
 	}
 	waitReset(t, open, patience)
 	s.server.waitTarget(edge, "")
+}
+
+// Whoever claims the address at which the server reaches the API server does not cut it off: its own connections are not redirected.
+func TestAPIServerAtAClaimedAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cloud, balancer := w.cloud("cloud-1"), w.cloud("cloud-2")
+	edge := w.site("home").edge("edge-1")
+	c := newCluster(t, cloud)
+	at := netip.MustParseAddrPort(strings.TrimPrefix(c.URL, "https://"))
+	claimed := netip.AddrPortFrom(balancer.addrs()[0], at.Port())
+	balancer.bring(t, claimed.String(), at.String())
+	config, err := os.ReadFile(c.ServiceAccount("kube-system", "tunnel-server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	there := strings.Replace(string(config), `"`+c.URL+`"`, fmt.Sprintf(`"https://%v", "tls-server-name": "%v"`, claimed, at.Addr()), 1)
+	if err := os.WriteFile(file, []byte(there), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.add(edge, map[string]string{"openyurt.io/is-edge-worker": "true"}, claimed.Addr())
+	server := cloud.startServer("--nodes-from", "kubernetes", "--node-name", "cloud-1", "--kubeconfig", file, "--tunneled-ports", fmt.Sprint(at.Port()))
+	server.waitTarget(claimed.Addr(), "offline")
+	c.Kill() // it has to connect anew, while everybody else's connections are refused
+	c.Start()
+	if conn, err := cloud.dial(claimed); err == nil {
+		conn.Close()
+		t.Error("the claimed address is not intercepted")
+	}
+	c.mode(edge, "improved")
+	server.waitTarget(claimed.Addr(), "")
 }

@@ -20,7 +20,7 @@ func TestPeersFromKubernetes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clouds[1].bring(t, at.Host)
+	clouds[1].bring(t, at.Host, at.Host)
 	c.add(clouds[1], nil)
 	c.add(edge, map[string]string{"alibabacloud.com/is-edge-worker": "true"})
 	kubeconfig := c.ServiceAccount("kube-system", "tunnel-server")

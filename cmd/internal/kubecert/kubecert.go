@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -26,6 +27,9 @@ type Options struct {
 	Kubeconfig string
 	Node       string
 	dir        string
+
+	// Control is called for each socket to the API server before it connects; may be nil.
+	Control func(network, address string, c syscall.RawConn) error
 
 	namespace, service string // of the servers; for servers
 }
@@ -88,7 +92,7 @@ func (o *Options) Start(env cli.Env, role identity.Role, store *identity.Store, 
 		return nil, nil
 	}
 	kube.LogTo(log)
-	client, err := kube.NewClient(kube.ClientOptions{Kubeconfig: o.Kubeconfig, UserAgent: env.Name + "/" + cli.Version()})
+	client, err := kube.NewClient(kube.ClientOptions{Kubeconfig: o.Kubeconfig, UserAgent: env.Name + "/" + cli.Version(), Control: o.Control})
 	if err != nil {
 		return nil, cli.WithHint(err, "outside of a pod, --kubeconfig says where the API server is")
 	}

@@ -8,6 +8,7 @@ package kubecert
 import (
 	"context"
 	"log/slog"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -20,6 +21,7 @@ import (
 type Options struct {
 	On               bool
 	Kubeconfig, Node string
+	Control          func(network, address string, c syscall.RawConn) error
 }
 
 // Certificate is always nil.
