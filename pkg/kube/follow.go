@@ -29,6 +29,9 @@ type object interface {
 	runtime.Object
 }
 
+// endsEarly is how much before its time a watch may end without anybody wondering.
+const endsEarly = 2 * time.Second
+
 // change is what became of one object. Of one that is new, was is nil; of one that is gone, is.
 type change[T object] struct{ was, is T }
 
@@ -49,8 +52,9 @@ type follower[T object] struct {
 
 	mu          sync.Mutex // guards what follows
 	objects     map[string]T
-	complete    bool // a whole list was seen
-	interrupted bool // the latest watch could not be begun
+	complete    bool      // a whole list was seen
+	interrupted bool      // the latest watch could not be begun
+	due         time.Time // when the present watch ends by itself; zero: there is none
 	status      followerStatus
 }
 
@@ -66,6 +70,9 @@ func (f *follower[T]) run(ctx context.Context) {
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := f.list(ctx, o)
 			f.note(ctx, err)
+			f.mu.Lock()
+			f.due = time.Time{}
+			f.mu.Unlock()
 			return list, err
 		},
 		WatchFuncWithContext: f.begin,
@@ -80,17 +87,18 @@ func (f *follower[T]) run(ctx context.Context) {
 
 // begin begins a watch.
 func (f *follower[T]) begin(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	f.mu.Lock()
-	interrupted := f.interrupted
-	f.interrupted = false
-	f.mu.Unlock()
-	if interrupted && o.ResourceVersion != "" {
-		return nil, apierrors.NewResourceExpired("the API server was away")
-	}
 	if o.SendInitialEvents != nil {
 		// A watch that begins with the whole list begins with the newest: a restored API server may be far from the version that the reflector
 		// asks for, and would not say that the list is whole until then.
 		o.ResourceVersion = ""
+	}
+	f.mu.Lock()
+	// One that ended before its time says the same as one that could not be begun: client-go tries again by itself, and may find another API server.
+	interrupted := f.interrupted || time.Now().Before(f.due)
+	f.interrupted, f.due = false, time.Time{}
+	f.mu.Unlock()
+	if interrupted && o.ResourceVersion != "" {
+		return nil, apierrors.NewResourceExpired("the API server was away")
 	}
 	w, err := f.watch(ctx, o)
 	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
@@ -98,6 +106,11 @@ func (f *follower[T]) begin(ctx context.Context, o metav1.ListOptions) (watch.In
 		err = errors.New("the connection was closed before an answer came")
 	}
 	f.note(ctx, err)
+	if err == nil && o.TimeoutSeconds != nil {
+		f.mu.Lock()
+		f.due = time.Now().Add(time.Duration(*o.TimeoutSeconds)*time.Second - endsEarly)
+		f.mu.Unlock()
+	}
 	if err != nil && o.SendInitialEvents != nil {
 		// As an error of no known kind, or the reflector waits without looking at ctx. It falls back to a list.
 		err = errors.New(err.Error())
