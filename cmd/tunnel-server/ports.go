@@ -20,7 +20,7 @@ import (
 const portsRetry = time.Second // after the kernel did not take them
 
 // ports has a ConfigMap say what is tunneled beside the ports that the flags name. Until it is known what it says, or that there is none, the
-// ports that are pinned stay in force.
+// ports that are pinned, or stored, stay in force.
 type ports struct {
 	name   string   // of the ConfigMap
 	fixed  []uint16 // by the flags
@@ -29,8 +29,9 @@ type ports struct {
 		Run(context.Context) error
 		Status() kube.ConfigMapStatus
 	}
-	set func([]uint16) error
-	log *slog.Logger
+	set  func([]uint16) error
+	file *portsFile
+	log  *slog.Logger
 
 	mu     sync.Mutex // guards what follows
 	config servercfg.Config
@@ -42,7 +43,7 @@ func newPorts(client kube.Client, o options, set func([]uint16) error, log *slog
 	if o.portsFrom == "" {
 		return nil
 	}
-	p := &ports{name: o.portsFrom, fixed: o.ports, first: o.redirectPort, set: set, log: log}
+	p := &ports{name: o.portsFrom, fixed: o.ports, first: o.redirectPort, set: set, file: newPortsFile(o.stateDir), log: log}
 	namespace, name, _ := strings.Cut(o.portsFrom, "/")
 	p.source = kube.NewConfigMap(kube.ConfigMapConfig{Client: client, Namespace: namespace, Name: name, Changed: p.changed, Log: log})
 	return p
@@ -64,6 +65,9 @@ func (p *ports) changed(ctx context.Context, data map[string]string) {
 		p.log.Error("nothing in the ConfigMap is understood, the ports that were tunneled before stay so", "configmap", p.name)
 		return
 	}
+	if err := p.file.save(config.Ports); err != nil {
+		p.log.Error("cannot save the ConfigMap's ports; after a reboot they are not tunneled until the API server answers", "err", err)
+	}
 	list := p.with(config.Ports)
 	for {
 		err := p.set(list)
@@ -78,6 +82,18 @@ func (p *ports) changed(ctx context.Context, data map[string]string) {
 		case <-time.After(portsRetry):
 		}
 	}
+}
+
+// before is what was tunneled before anybody has asked what the ConfigMap says: what is pinned, or, after a reboot, what is stored.
+func (p *ports) before(pinned []uint16) []uint16 {
+	if len(pinned) > 0 {
+		return p.with(pinned)
+	}
+	stored, err := p.file.load()
+	if err != nil {
+		p.log.Error("the stored ports are unreadable; those of the flags are tunneled until the API server answers", "err", err)
+	}
+	return p.with(slices.DeleteFunc(stored, func(port uint16) bool { return p.refuse(port) != "" }))
 }
 
 func (p *ports) with(more []uint16) []uint16 {

@@ -24,7 +24,7 @@ func TestPortsOfConfigMap(t *testing.T) {
 		var inForce []uint16
 		failures := 0
 		p := &ports{
-			name: "kube-system/edge-tunnel-server-cfg", fixed: []uint16{9100, 10250, 10255}, first: 10270, log: slog.New(slog.DiscardHandler),
+			name: "kube-system/edge-tunnel-server-cfg", fixed: []uint16{9100, 10250, 10255}, first: 10270, file: newPortsFile(""), log: slog.New(slog.DiscardHandler),
 			source: &configMapFake{kube.ConfigMapStatus{Complete: true, Exists: true}},
 			set: func(list []uint16) error {
 				if failures > 0 {

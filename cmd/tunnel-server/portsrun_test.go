@@ -34,7 +34,7 @@ func TestServesPortsOfConfigMap(t *testing.T) {
 			return slices.Equal(pinned.Ports, ports)
 		})
 	}
-	flags := []string{"--nodes-from", "kubernetes", "--node-name", "cloud-1", "--kubeconfig", config, "--tunneled-ports", "9100"}
+	flags := []string{"--nodes-from", "kubernetes", "--node-name", "cloud-1", "--kubeconfig", config, "--tunneled-ports", "9100", "--state-dir", t.TempDir()}
 	p := n.start(flags...)
 	view := func() admin.PortsConfig {
 		s, err := p.control.Status(t.Context())
@@ -61,6 +61,13 @@ func TestServesPortsOfConfigMap(t *testing.T) {
 	if v := view(); v.Complete || v.Problems != nil {
 		t.Errorf("without an API server: %+v", v)
 	}
+
+	// A reboot takes what is pinned.
+	p.stop()
+	p.wantEnd(0)
+	must(t, redirect.Cleanup(n.bpffs))
+	p = n.start(flags...)
+	want(9100, 9300, 10250, 10255)
 	api.Start()
 	put("http-proxy-ports", "x")
 	eventually(t, "an unusable ConfigMap", func() bool { v := view(); return v.Complete && v.Kept })

@@ -199,7 +199,7 @@ func run(ctx context.Context, env cli.Env) error {
 	// before anything is attached.
 	first := o.ports
 	if further != nil { // what the ConfigMap says is not known yet
-		first = further.with(kernel.TunneledPorts())
+		first = further.before(kernel.TunneledPorts())
 	}
 	if err := kernel.SetPorts(first); err != nil {
 		return err
