@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"time"
@@ -25,6 +26,7 @@ type options struct {
 	ca      identity.AuthorityOptions
 
 	nodeName string // our own Node; may be empty
+	leases   string // namespace of the servers' Leases
 	records  string // NAMESPACE/NAME of the ConfigMap with names of nodes; empty: none
 
 	admin string
@@ -42,6 +44,7 @@ func parse(env cli.Env) (options, error) {
 		agent:     "tunnel-agent",
 		server:    "tunnel-server",
 		nodeName:  env.Getenv("NODE_NAME"),
+		leases:    cmp.Or(env.Getenv("POD_NAMESPACE"), "kube-system"),
 		records:   "kube-system/edge-tunnel-nodes",
 		ca:        identity.AuthorityOptions{Validity: 2 * 365 * 24 * time.Hour, LeafValidity: 30 * 24 * time.Hour},
 		admin:     "127.0.0.1:10269",
@@ -81,6 +84,7 @@ func parse(env cli.Env) (options, error) {
 	nodes.StringVar(&o.nodeName, "node-name", o.nodeName, "`NAME` of the Node that this runs on: a list without it is not believed. Default: $NODE_NAME, or else any list with a Node is.")
 	nodes.StringVar(&o.records, "dns-configmap", o.records, "`NAMESPACE/NAME` of the ConfigMap in which the names and addresses of all Nodes are kept, for CoreDNS."+
 		" OpenYurt's is kube-system/yurt-tunnel-nodes. Empty: none.")
+	nodes.StringVar(&o.leases, "lease-namespace", o.leases, "`NAMESPACE` of the servers' Leases: those of servers that are gone for good are deleted. Default: $POD_NAMESPACE.")
 
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
@@ -96,7 +100,7 @@ func parse(env cli.Env) (options, error) {
 func (o *options) validate() error {
 	var errs []error
 	for _, f := range []struct{ flag, value string }{
-		{"namespace", o.namespace}, {"lease", o.lease}, {"ca-secret", o.secret}, {"ca-configmap", o.trust}, {"service", o.service},
+		{"namespace", o.namespace}, {"lease-namespace", o.leases}, {"lease", o.lease}, {"ca-secret", o.secret}, {"ca-configmap", o.trust}, {"service", o.service},
 		{"agent-account", o.agent}, {"server-account", o.server},
 	} {
 		if identity.CheckName(f.value) != nil {

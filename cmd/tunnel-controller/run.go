@@ -67,7 +67,7 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	namespace, name, _ := strings.Cut(o.records, "/")
 	c.publisher, err = kube.NewPublisher(kube.PublisherConfig{
-		Client: client, Component: env.Name, Self: o.nodeName, RecordsNamespace: namespace, RecordsName: name, Log: log,
+		Client: client, Component: env.Name, Self: o.nodeName, RecordsNamespace: namespace, RecordsName: name, Leases: o.leases, Log: log,
 	})
 	if err != nil {
 		return err

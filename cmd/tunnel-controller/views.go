@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"os"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
@@ -26,12 +25,17 @@ func (c *controller) conditions() []admin.Condition {
 		certificates.OK, certificates.Reason = false, "the CA has not been read yet"
 	}
 	conditions := []admin.Condition{leader, certificates}
-	if published := c.publisher.Stats(); published.Records != nil {
-		records := admin.Condition{Name: "records", OK: true}
-		if reason := cmp.Or(published.Error, published.Records.Error); election.Leading && reason != "" {
-			records.OK, records.Reason = false, reason
+	published := c.publisher.Stats()
+	parts := []struct{ name, problem string }{{"cluster", published.Error}}
+	if published.Records != nil {
+		parts = append(parts, struct{ name, problem string }{"records", published.Records.Error})
+	}
+	for _, part := range parts {
+		condition := admin.Condition{Name: part.name, OK: true}
+		if election.Leading && part.problem != "" {
+			condition.OK, condition.Reason = false, part.problem
 		}
-		conditions = append(conditions, records)
+		conditions = append(conditions, condition)
 	}
 	return append(conditions, admin.Condition{Name: "accepting", OK: c.life.Err() == nil, Reason: "the controller is stopping"})
 }
@@ -77,6 +81,7 @@ func (c *controller) metrics() []admin.Metric {
 		admin.Gauge("edge_tunnel_controller_cas", "CAs that agents and servers believe, while this process leads.", cas),
 		admin.Gauge("edge_tunnel_controller_ca_expiry_timestamp_seconds", "When the CA that signs ends, in Unix time, while this process leads.", expiry),
 		admin.Gauge("edge_tunnel_controller_clock_skew_seconds", "How far this machine's clock is ahead of the API server's.", c.skew.Ahead().Seconds()),
+		admin.Counter("edge_tunnel_controller_leases_deleted_total", "Leases deleted of servers that were gone for good.", published.Swept),
 		admin.Counter("edge_tunnel_controller_events_written_total", "Events written.", published.Events.Written),
 		admin.Counter("edge_tunnel_controller_events_dropped_total", "Events that were too many, or could not be written.", published.Events.Dropped),
 	}

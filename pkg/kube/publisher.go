@@ -28,24 +28,30 @@ type PublisherConfig struct {
 	// RecordsNamespace and RecordsName are those of the ConfigMap that has the names of all Nodes, for CoreDNS; empty: none.
 	RecordsNamespace, RecordsName string
 
+	// Leases is the namespace of the servers' Leases, see [Registry]; empty: they are not looked at.
+	Leases string
+
 	Log *slog.Logger
 }
 
-// Publisher says in Kubernetes what is known of its Nodes: their names. Only one may run in a cluster, see [Leader].
+// Publisher says in Kubernetes what is known of its Nodes: their names; and it deletes the Leases of servers that are gone for good. Only one may run in a cluster, see [Leader].
 type Publisher struct {
 	c       PublisherConfig
 	records *records // nil: none
 	events  *events
 
-	mu    sync.Mutex
-	nodes *follower[*corev1.Node] // nil: Run does not run
+	mu      sync.Mutex
+	nodes   *follower[*corev1.Node] // nil: Run does not run
+	servers *servers                // nil: or they are not looked at
+	swept   uint64                  // in earlier runs
 }
 
 // PublisherStats is a snapshot.
 type PublisherStats struct {
 	Records *RecordsStats // nil: none are written
 	Events  EventsStats
-	Error   string // why the Nodes cannot be followed; empty if they are
+	Swept   uint64 // Leases of servers that were gone
+	Error   string // why the Nodes or the Leases are not known or put right; empty if they are
 }
 
 // NewPublisher makes one that does nothing until Run.
@@ -72,10 +78,18 @@ func (p *Publisher) Stats() PublisherStats {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	out.Swept = p.swept
+	var errs []error
 	if p.nodes != nil {
-		if err := p.nodes.state().Err; err != nil {
-			out.Error = err.Error()
-		}
+		errs = append(errs, p.nodes.state().Err)
+	}
+	if p.servers != nil {
+		swept, err := p.servers.sweeps()
+		out.Swept += swept
+		errs = append(errs, p.servers.leases.state().Err, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		out.Error = err.Error()
 	}
 	return out
 }
@@ -83,17 +97,28 @@ func (p *Publisher) Stats() PublisherStats {
 // Run publishes until ctx ends. What an earlier Run has seen does not count: it may be hours old.
 func (p *Publisher) Run(ctx context.Context) error {
 	nodes := p.follow()
+	var leases *servers
+	if p.c.Leases != "" {
+		leases = newServers(p.c.Client, p.c.Leases, p.c.Log)
+	}
 	p.mu.Lock()
-	p.nodes = nodes
+	p.nodes, p.servers = nodes, leases
 	p.mu.Unlock()
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.nodes = nil
+		if leases != nil {
+			swept, _ := leases.sweeps()
+			p.swept += swept
+		}
+		p.nodes, p.servers = nil, nil
 	}()
 	var wg sync.WaitGroup
 	wg.Go(func() { nodes.run(ctx) })
 	wg.Go(func() { p.events.run(ctx) })
+	if leases != nil {
+		wg.Go(func() { leases.run(ctx) })
+	}
 	if p.records != nil {
 		wg.Go(func() { p.records.run(ctx, func() ([]recordNode, error) { return recordNodes(nodes, p.c.Self) }) })
 	}

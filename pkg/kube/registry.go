@@ -190,11 +190,19 @@ func (r *Registry) Run(ctx context.Context) error {
 	return nil
 }
 
-func (r *Registry) lease(kind, suffix, annotation, value string) *coordinationv1.Lease {
+func (r *Registry) leaseName(kind string) string {
 	hash := sha256.Sum256([]byte(r.c.Server)) // names of servers may be as long as those of objects
+	return fmt.Sprintf("edge-tunnel-%s-%x", kind, hash[:8])
+}
+
+func (r *Registry) shardName(i int) string {
+	return fmt.Sprintf("%s-%x", r.leaseName(registryNodes), i)
+}
+
+func (r *Registry) lease(kind, name, annotation, value string) *coordinationv1.Lease {
 	return &coordinationv1.Lease{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: r.c.Namespace, Name: fmt.Sprintf("edge-tunnel-%s-%x%s", kind, hash[:8], suffix),
+			Namespace: r.c.Namespace, Name: name,
 			Labels: map[string]string{LabelRegistry: kind}, Annotations: map[string]string{annotation: value},
 		},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &r.c.Server},
@@ -202,7 +210,7 @@ func (r *Registry) lease(kind, suffix, annotation, value string) *coordinationv1
 }
 
 func (r *Registry) beat() *coordinationv1.Lease {
-	l := r.lease(registryServer, "", annotationPeer, r.c.Addr())
+	l := r.lease(registryServer, r.leaseName(registryServer), annotationPeer, r.c.Addr())
 	seconds, now := int32(beatsEvery*recordEvery/time.Second), metav1.NowMicro()
 	l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &seconds, &now
 	return l
@@ -218,7 +226,7 @@ func (r *Registry) record(ctx context.Context) {
 		if !dirty {
 			continue
 		}
-		l := r.lease(registryNodes, fmt.Sprintf("-%x", i), annotationTunnel, text)
+		l := r.lease(registryNodes, r.shardName(i), annotationTunnel, text)
 		old, _ := r.leases.get(l.Name)
 		if same := old != nil && old.Annotations[annotationTunnel] == text; same || old == nil && text == "" {
 			continue
@@ -279,7 +287,14 @@ func (r *Registry) seen(old, now *coordinationv1.Lease) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, l := range []*coordinationv1.Lease{old, now} {
-		if l == nil || l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == r.c.Server {
+		if l == nil || l.Spec.HolderIdentity == nil {
+			continue
+		}
+		if *l.Spec.HolderIdentity == r.c.Server {
+			// Compared again: somebody may have taken us for gone, and deleted it.
+			for i := range r.dirty {
+				r.dirty[i] = r.dirty[i] || l.Name == r.shardName(i)
+			}
 			continue
 		}
 		switch server := *l.Spec.HolderIdentity; {

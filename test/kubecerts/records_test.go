@@ -56,9 +56,9 @@ func TestRecords(t *testing.T) {
 	second.stop()
 }
 
-// ofRecords tells the rights to keep names from those to sign certificates.
+// ofRecords tells the rights of the publisher from those to sign certificates.
 func ofRecords(r right) bool {
-	return r.resource == "events" || r.resource == "nodes" && r.verb != "get" || slices.Contains(r.names, "edge-tunnel-nodes")
+	return r.role == leaseRole || r.resource == "events" || r.resource == "nodes" && r.verb != "get" || slices.Contains(r.names, "edge-tunnel-nodes")
 }
 
 // TestRightsToRecords takes each right away in turn, like [TestRights].
@@ -84,7 +84,8 @@ func TestRightsToRecords(t *testing.T) {
 	}
 	large := strings.Repeat("x", 900<<10)
 	n := 0
-	eachRight(t, s, ofRecords, func(t *testing.T, verb, resource string, env []string, back func()) {
+	rights := func(r right) bool { return ofRecords(r) && r.verb != "delete" } // which takes an hour, see TestSweep
+	eachRight(t, s, rights, func(t *testing.T, verb, resource string, env []string, back func()) {
 		n++
 		put(kubebed.Object{"tunnel-nodes": nil, "others": large})
 		c := startIn(t, s, append(env, "NODE_NAME=cloud-1"))
@@ -105,7 +106,7 @@ func TestRightsToRecords(t *testing.T) {
 		eventually(t, "ready", c.ready)
 		c.stop()
 	})
-	if n != 6 {
+	if n != 8 {
 		t.Errorf("%d rights", n)
 	}
 }
