@@ -47,6 +47,7 @@ type options struct {
 	connected  bool           // only those whose agents were seen
 	services   []netip.Prefix // ranges of Services
 	portsFrom  string         // NAMESPACE/NAME of a ConfigMap with further ports; empty: none
+	daemonSet  string         // NAMESPACE/NAME of our own; empty: none
 	leases     string         // namespace of the servers' Leases
 
 	admin        string
@@ -131,6 +132,8 @@ func parse(env cli.Env) (options, error) {
 	cluster.StringSliceVar(&o.edge.Modes, "edge-mode-label", o.edge.Modes, "Edge nodes whose label of one of these `KEY`s is set, and not to normal,"+
 		" are reached directly and never intercepted.")
 	cli.PrefixesVar(cluster, &o.services, "service-cidr", "Ranges of Services, which cannot be edge addresses, where the API server does not tell them (before Kubernetes 1.33).")
+	cluster.StringVar(&o.daemonSet, "daemonset", "", "`NAMESPACE/NAME` of the DaemonSet that this server is a pod of. When it ends because that goes away from this node"+
+		" for good, nothing stays in the kernel.")
 	cluster.StringVar(&o.leases, "lease-namespace", o.leases, "`NAMESPACE` of the Leases by which servers find each other, without --peer."+
 		" Default: $POD_NAMESPACE.")
 	cli.ChoiceVar(cluster, &o.connected, "intercept-nodes", []cli.Choice[bool]{{Word: "selected", Value: false}, {Word: "connected", Value: true}},
@@ -212,11 +215,15 @@ func (o *options) validate() error {
 	if o.kubernetes && o.nodeName == "" {
 		errs = append(errs, cli.WithHint(cli.Usagef("--node-name: the name of this machine's Node is missing"), "in a pod, set $NODE_NAME from spec.nodeName"))
 	}
-	if namespace, name, ok := strings.Cut(o.portsFrom, "/"); o.portsFrom != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
-		errs = append(errs, cli.WithHint(cli.Usagef("--ports-configmap: %q is not NAMESPACE/NAME", o.portsFrom), "expected such as kube-system/yurt-tunnel-server-cfg"))
+	for _, object := range []struct{ flag, text, example string }{
+		{"ports-configmap", o.portsFrom, "kube-system/yurt-tunnel-server-cfg"}, {"daemonset", o.daemonSet, "kube-system/tunnel-server"},
+	} {
+		if namespace, name, ok := strings.Cut(object.text, "/"); object.text != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
+			errs = append(errs, cli.WithHint(cli.Usagef("--%s: %q is not NAMESPACE/NAME", object.flag, object.text), "expected such as "+object.example))
+		}
 	}
-	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On || o.connected || o.portsFrom != "" || len(o.services) > 0) {
-		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap, --service-cidr and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
+	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On || o.connected || o.portsFrom != "" || o.daemonSet != "" || len(o.services) > 0) {
+		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap, --daemonset, --service-cidr and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
 	}
 	if o.maxConns < 0 {
 		errs = append(errs, cli.Usagef("--max-connections: %d is negative", o.maxConns))

@@ -193,6 +193,10 @@ func run(ctx context.Context, env cli.Env) error {
 			end(errors.New("asked to by the control socket"))
 			return nil
 		},
+		Leave: func(context.Context) error {
+			end(errLeave)
+			return nil
+		},
 	}
 
 	// From here on the kernel changes, where a predecessor's programs may be in force. What is stored and what is pinned is in force, offline,
@@ -263,10 +267,18 @@ func run(ctx context.Context, env cli.Env) error {
 		}
 		daemon.Notify(env.Getenv, daemon.Stopping, log)
 		log.Info("stopping", "why", context.Cause(life), "connections", conns.Stats().Open)
+		var leave func() error
+		if s.leaves(services, log) {
+			leave = kernel.Leave
+		}
 		return s.drain(services, log, func() error {
 			closeFront()
 			return frontGroup.Wait()
-		}, kernel.Close)
+		}, leave, kernel.Close)
 	})
-	return group.Wait()
+	err = group.Wait()
+	if err == nil && errors.Is(context.Cause(life), errLeave) {
+		return s.linger(ctx, adminServer, log)
+	}
+	return err
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/pkg/admin"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
 )
 
@@ -92,6 +94,73 @@ func TestWithoutAServer(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(bpffs, "edge-tunnel")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the pins are left behind: %v", err)
+	}
+}
+
+// cleanup --leave has a server go first, and takes what it remembers if told where that is.
+func TestCleanupHasServerLeave(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a bpf filesystem")
+	}
+	bpffs, state, socket := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "server.sock")
+	if status, _, errs := called(t, "mount-bpffs", "--bpffs", bpffs); status != 0 {
+		t.Fatal(errs)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(bpffs, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	kernel, err := redirect.Open(t.Context(), redirect.Options{BPFFS: bpffs, CgroupRoot: emptyCgroup(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kernel.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ln, err := admin.ListenControl(ctx, socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, served := make(chan error, 1), make(chan error, 1)
+	control := admin.Control{
+		Status: func() admin.Status { return admin.Status{} }, Tunnels: func() []admin.Tunnel { return nil }, Connections: func() []admin.Connection { return nil },
+		Leave: func(context.Context) error {
+			go func() { left <- errors.Join(kernel.Leave(), kernel.Close()) }()
+			return nil
+		},
+	}
+	go func() { served <- control.Serve(ctx, ln) }()
+	for _, name := range []string{"targets.json", "targets.json.corrupt-1", "ports.json", "mine"} {
+		if err := os.WriteFile(filepath.Join(state, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	status, _, errs := called(t, "cleanup", "--bpffs", bpffs, "--control", socket, "--state-dir", state)
+	if status != 1 || !strings.Contains(errs, "hint: ") {
+		t.Errorf("beside a server: %d %s", status, errs)
+	}
+	status, out, errs := called(t, "cleanup", "--leave", "--bpffs", bpffs, "--control", socket, "--state-dir", state)
+	if status != 0 || out != "nothing of edge-tunnel is left in "+bpffs+"\nnothing is remembered in "+state+"\n" {
+		t.Errorf("%d %s%s", status, out, errs)
+	}
+	if err := <-left; err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(bpffs, "edge-tunnel")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the pins are left behind: %v", err)
+	}
+	if files, err := os.ReadDir(state); err != nil || len(files) != 1 || files[0].Name() != "mine" {
+		t.Errorf("%v, %v", files, err)
+	}
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if status, _, errs := called(t, "cleanup", "--leave", "--bpffs", bpffs, "--control", socket); status != 0 { // nobody there
+		t.Errorf("%d %s", status, errs)
 	}
 }
 

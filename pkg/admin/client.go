@@ -74,6 +74,13 @@ func (c *Client) Drain(ctx context.Context) error {
 	return err
 }
 
+// Leave makes a server end its work and remove what it has in the kernel. Its process stays, and does nothing, until it is ended. Leave returns when the
+// drain has begun.
+func (c *Client) Leave(ctx context.Context) error {
+	_, err := ask[struct{}](ctx, c, http.MethodPost, "/v1/leave", struct{}{})
+	return err
+}
+
 // ask sends one request and reads its answer.
 func ask[T any](ctx context.Context, c *Client, method, path string, body any) (answer T, err error) {
 	var content io.Reader

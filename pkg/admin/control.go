@@ -23,6 +23,7 @@ import (
 //	GET  /v1/connections  ConnectionList
 //	POST /v1/forget       {"node": NAME} → Forgotten
 //	POST /v1/drain        {} → {} when the drain has begun
+//	POST /v1/leave        {} → {} when the drain has begun that ends with nothing left in the kernel
 //
 // A refusal is {"error": SENTENCE, "reason": SNAKE_CASE, "hint": SENTENCE}, the last two only where there are any.
 type Control struct {
@@ -36,6 +37,8 @@ type Control struct {
 	Forget func(ctx context.Context, node string) (Forgotten, error)
 	// Drain begins what SIGTERM begins, and does not wait for its end.
 	Drain func(ctx context.Context) error
+	// Leave is Drain for good: nothing stays in the kernel, and the process does nothing more until it is ended.
+	Leave func(ctx context.Context) error
 
 	Log *slog.Logger
 }
@@ -77,6 +80,9 @@ func (c Control) Handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/drain", answer(c, c.Drain != nil, func(r *http.Request) (any, error) {
 		return struct{}{}, c.Drain(r.Context())
+	}))
+	mux.HandleFunc("POST /v1/leave", answer(c, c.Leave != nil, func(r *http.Request) (any, error) {
+		return struct{}{}, c.Leave(r.Context())
 	}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.refuse(w, &Refusal{Status: http.StatusNotFound, Message: fmt.Sprintf("there is no %s %s", r.Method, r.URL.Path), reason: "not_found"})

@@ -5,6 +5,7 @@ package redirect
 import (
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
 
@@ -31,6 +32,22 @@ func Cleanup(bpffs string) error {
 	}
 	defer func() { _ = lock.Close() }()
 
+	return p.remove()
+}
+
+// Leave is [Cleanup] by the daemon that runs: connections go direct from then on, and the Kernel is good for nothing but to be closed. Open
+// connections go on.
+func (k *Kernel) Leave() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return fail("leave", net.ErrClosed, "")
+	}
+	return k.pins.remove()
+}
+
+// remove detaches the programs and removes the pins. Called with the lock held.
+func (p pins) remove() error {
 	// What redirects goes first, what understands the records of connections goes last.
 	var all []error
 	for _, h := range slices.Backward(hooks()) {
