@@ -10,6 +10,7 @@ import (
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 )
 
 // options is the parsed command line.
@@ -27,6 +28,8 @@ type options struct {
 
 	nodeName string // our own Node; may be empty
 	leases   string // namespace of the servers' Leases
+	status   bool   // keep the condition of Nodes, and write Events
+	edge     kube.EdgeNodes
 	records  string // NAMESPACE/NAME of the ConfigMap with names of nodes; empty: none
 
 	admin string
@@ -45,13 +48,14 @@ func parse(env cli.Env) (options, error) {
 		server:    "tunnel-server",
 		nodeName:  env.Getenv("NODE_NAME"),
 		leases:    cmp.Or(env.Getenv("POD_NAMESPACE"), "kube-system"),
+		edge:      kube.DefaultEdgeNodes(),
 		records:   "kube-system/edge-tunnel-nodes",
 		ca:        identity.AuthorityOptions{Validity: 2 * 365 * 24 * time.Hour, LeafValidity: 30 * 24 * time.Hour},
 		admin:     "127.0.0.1:10269",
 	}
 	flags := cli.Flags{
 		Summary: "tunnel-controller does, in Kubernetes, what needs rights. It decides who gets certificates for tunnels, and signs them: it is the signer " +
-			identity.SignerAgent + " and " + identity.SignerServer + " of the CertificateSigningRequest API. It keeps the names of nodes for CoreDNS." +
+			identity.SignerAgent + " and " + identity.SignerServer + " of the CertificateSigningRequest API. It keeps the names of nodes for CoreDNS, and says on Nodes how their tunnels are." +
 			" Of several, one does the work.",
 		Synopsis: []string{"[flags]"},
 		Examples: []cli.Example{
@@ -85,6 +89,11 @@ func parse(env cli.Env) (options, error) {
 	nodes.StringVar(&o.records, "dns-configmap", o.records, "`NAMESPACE/NAME` of the ConfigMap in which the names and addresses of all Nodes are kept, for CoreDNS."+
 		" OpenYurt's is kube-system/yurt-tunnel-nodes. Empty: none.")
 	nodes.StringVar(&o.leases, "lease-namespace", o.leases, "`NAMESPACE` of the servers' Leases: those of servers that are gone for good are deleted. Default: $POD_NAMESPACE.")
+	nodes.BoolVar(&o.status, "node-status", true, "Say on Nodes how their tunnels are: the condition "+string(kube.ConditionReady)+", and Events.")
+	cli.ListVar(nodes, &o.edge.Labels, "edge-label", cli.List[kube.Label]{
+		Type: "KEY=VALUE", Form: "labels, such as node-role.kubernetes.io/edge=true", Parse: kube.ParseLabel,
+	}, "Nodes with one of these labels are edge nodes, as for the servers.")
+	nodes.StringSliceVar(&o.edge.Modes, "edge-mode-label", o.edge.Modes, "Edge nodes whose label of one of these `KEY`s is set, and not to normal, have no tunnel.")
 
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")

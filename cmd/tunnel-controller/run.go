@@ -67,7 +67,8 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	namespace, name, _ := strings.Cut(o.records, "/")
 	c.publisher, err = kube.NewPublisher(kube.PublisherConfig{
-		Client: client, Component: env.Name, Self: o.nodeName, RecordsNamespace: namespace, RecordsName: name, Leases: o.leases, Log: log,
+		Client: client, Component: env.Name, Self: o.nodeName, RecordsNamespace: namespace, RecordsName: name, Leases: o.leases,
+		Status: o.status, Edge: o.edge, Log: log,
 	})
 	if err != nil {
 		return err

@@ -30,6 +30,9 @@ func (c *controller) conditions() []admin.Condition {
 	if published.Records != nil {
 		parts = append(parts, struct{ name, problem string }{"records", published.Records.Error})
 	}
+	if published.Status != nil {
+		parts = append(parts, struct{ name, problem string }{"node_status", published.Status.Error})
+	}
 	for _, part := range parts {
 		condition := admin.Condition{Name: part.name, OK: true}
 		if election.Leading && part.problem != "" {
@@ -93,6 +96,14 @@ func (c *controller) metrics() []admin.Metric {
 			admin.Gauge("edge_tunnel_controller_dns_nodes_left_out", "Nodes that lack a name or an address there for want of room.", r.LeftOut),
 			admin.Counter("edge_tunnel_controller_dns_writes_total", "Writes of that ConfigMap.", r.Writes),
 			admin.Counter("edge_tunnel_controller_dns_failures_total", "Attempts to put it right that failed and are repeated.", r.Failures),
+		)
+	}
+	if st := published.Status; st != nil {
+		metrics = append(metrics,
+			admin.GaugeBy("edge_tunnel_controller_nodes", "Tunneled nodes by the reason of their condition EdgeTunnelReady, while this process leads.", "reason", st.Nodes),
+			admin.Gauge("edge_tunnel_controller_conditions_waiting", "Conditions that are not yet what they should be.", st.Waiting),
+			admin.Counter("edge_tunnel_controller_conditions_written_total", "Writes of conditions, or attempts.", st.Writes),
+			admin.Counter("edge_tunnel_controller_condition_failures_total", "Attempts that failed and are repeated.", st.Failures),
 		)
 	}
 	return metrics

@@ -14,9 +14,9 @@ import (
 )
 
 // newRegistry has the Leases of a cluster say where the other servers are, beside --peer, and who has which node.
-func newRegistry(cluster *cluster, o options, name string, peers *tunnel.Peers, addr func() string, log *slog.Logger) (*kube.Registry, error) {
+func newRegistry(cluster *cluster, o options, name string, peers *tunnel.Peers, addr func() string, refused func() []kube.Refusal, log *slog.Logger) (*kube.Registry, error) {
 	return kube.NewRegistry(kube.RegistryConfig{
-		Client: cluster.client, Namespace: o.leases, Server: name, Addr: addr, Log: log,
+		Client: cluster.client, Namespace: o.leases, Server: name, Addr: addr, Refused: refused, Log: log,
 		Peers: func(found []string) {
 			all := slices.Concat(o.peers, found)
 			slices.Sort(all)

@@ -111,6 +111,8 @@ func run(ctx context.Context, env cli.Env) error {
 		config.OnChange, config.Forward, config.OnPeer = way.changed, way.forward, peers.Arrived
 		config.Servers = func() int { return 1 + len(peers.Live()) }
 	}
+	refused := newRefusals(targets.refusals)
+	config.OnRefused = refused.login
 	config.TLS = ids.ServerTLS(roles)
 	var cloud *cluster // nil without Kubernetes
 	var further *ports // nil without a ConfigMap
@@ -163,7 +165,7 @@ func run(ctx context.Context, env cli.Env) error {
 	}
 	if cloud != nil {
 		addr := func() string { return peerAddr(tunnelLn.Addr(), network.addrs()) }
-		if way.registry, err = newRegistry(cloud, o, ids.Self().Name, way.peers, addr, log); err != nil {
+		if way.registry, err = newRegistry(cloud, o, ids.Self().Name, way.peers, addr, refused.list, log); err != nil {
 			return err
 		}
 		way.owners.hint = way.registry.Owner

@@ -520,6 +520,9 @@ func (t *targets) counts() admin.TargetCounts {
 	return c
 }
 
+// refusals are the claims that are refused now.
+func (t *targets) refusals() []route.Refusal { return t.table.Load().Refusals() }
+
 // refused counts claims by the reason for which they are refused, ambiguous ones included.
 func (t *targets) refused() map[string]int {
 	table := t.table.Load()

@@ -61,6 +61,26 @@ func (e EdgeNodes) Mode(labels map[string]string) (edge, tunneled bool) {
 	return edge, edge && !direct
 }
 
+// keep returns those labels that decide, nil if there are none.
+func (e EdgeNodes) keep(labels map[string]string) map[string]string {
+	var kept map[string]string
+	keep := func(key string) {
+		if value, ok := labels[key]; ok {
+			if kept == nil {
+				kept = make(map[string]string)
+			}
+			kept[key] = value
+		}
+	}
+	for _, l := range e.Labels {
+		keep(l.Key)
+	}
+	for _, key := range e.Modes {
+		keep(key)
+	}
+	return kept
+}
+
 // ParseLabel reads KEY=VALUE.
 func ParseLabel(text string) (Label, error) {
 	key, value, ok := strings.Cut(text, "=")
@@ -152,20 +172,7 @@ func (n *Nodes) changed(changes []change[*corev1.Node]) {
 // lighten keeps of a Node what decides about it: some hundred bytes instead of some ten thousand, of which its images are most.
 func (n *Nodes) lighten(node *corev1.Node) *corev1.Node {
 	light := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion}}
-	keep := func(key string) {
-		if value, ok := node.Labels[key]; ok {
-			if light.Labels == nil {
-				light.Labels = make(map[string]string)
-			}
-			light.Labels[key] = value
-		}
-	}
-	for _, l := range n.c.Edge.Labels {
-		keep(l.Key)
-	}
-	for _, key := range n.c.Edge.Modes {
-		keep(key)
-	}
+	light.Labels = n.c.Edge.keep(node.Labels)
 	for _, a := range node.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			light.Status.Addresses = append(light.Status.Addresses, a)

@@ -28,16 +28,21 @@ type PublisherConfig struct {
 	// RecordsNamespace and RecordsName are those of the ConfigMap that has the names of all Nodes, for CoreDNS; empty: none.
 	RecordsNamespace, RecordsName string
 
+	// Status has tunneled Nodes, which Edge tells, have the condition [ConditionReady], and Events be written about them. It needs Leases.
+	Status bool
+	Edge   EdgeNodes
+
 	// Leases is the namespace of the servers' Leases, see [Registry]; empty: they are not looked at.
 	Leases string
 
 	Log *slog.Logger
 }
 
-// Publisher says in Kubernetes what is known of its Nodes: their names; and it deletes the Leases of servers that are gone for good. Only one may run in a cluster, see [Leader].
+// Publisher says in Kubernetes what is known of its Nodes: their names, and how their tunnels are; and it deletes the Leases of servers that are gone for good. Only one may run in a cluster, see [Leader].
 type Publisher struct {
 	c       PublisherConfig
-	records *records // nil: none
+	records *records    // nil: none
+	status  *nodeStatus // nil: none
 	events  *events
 
 	mu      sync.Mutex
@@ -49,6 +54,7 @@ type Publisher struct {
 // PublisherStats is a snapshot.
 type PublisherStats struct {
 	Records *RecordsStats // nil: none are written
+	Status  *StatusStats  // nil: none is
 	Events  EventsStats
 	Swept   uint64 // Leases of servers that were gone
 	Error   string // why the Nodes or the Leases are not known or put right; empty if they are
@@ -56,8 +62,8 @@ type PublisherStats struct {
 
 // NewPublisher makes one that does nothing until Run.
 func NewPublisher(c PublisherConfig) (*Publisher, error) {
-	if c.Client == nil || c.Component == "" || (c.RecordsNamespace == "") != (c.RecordsName == "") {
-		return nil, errors.New("publisher: Client and Component, and a whole name for the records or none, must be set")
+	if c.Client == nil || c.Component == "" || c.Status && c.Leases == "" || (c.RecordsNamespace == "") != (c.RecordsName == "") {
+		return nil, errors.New("publisher: Client and Component, a whole name for the records or none, and Leases for Status must be set")
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -65,6 +71,9 @@ func NewPublisher(c PublisherConfig) (*Publisher, error) {
 	p := &Publisher{c: c, events: newEvents(c.Client, c.Component, c.Log)}
 	if c.RecordsName != "" {
 		p.records = newRecords(c.Client, c.RecordsNamespace, c.RecordsName, p.events, c.Log)
+	}
+	if c.Status {
+		p.status = newNodeStatus(c, p.events)
 	}
 	return p, nil
 }
@@ -75,6 +84,10 @@ func (p *Publisher) Stats() PublisherStats {
 	if p.records != nil {
 		s := p.records.snapshot()
 		out.Records = &s
+	}
+	if p.status != nil {
+		s := p.status.snapshot()
+		out.Status = &s
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,6 +132,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 	if leases != nil {
 		wg.Go(func() { leases.run(ctx) })
 	}
+	if p.status != nil {
+		wg.Go(func() { p.status.run(ctx, nodes, leases) })
+	}
 	if p.records != nil {
 		wg.Go(func() { p.records.run(ctx, func() ([]recordNode, error) { return recordNodes(nodes, p.c.Self) }) })
 	}
@@ -129,7 +145,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 func (p *Publisher) follow() *follower[*corev1.Node] {
 	api := p.c.Client.CoreV1().Nodes()
 	return &follower[*corev1.Node]{
-		what: "nodes", client: p.c.Client, log: p.c.Log, lighten: lightenPublished, changed: p.changed,
+		what: "nodes", client: p.c.Client, log: p.c.Log, lighten: p.lighten, changed: p.changed,
 		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
 		watch: api.Watch,
 	}
@@ -144,14 +160,18 @@ func (p *Publisher) changed(changes []change[*corev1.Node]) {
 	}
 }
 
-// lightenPublished keeps of a Node what is written about: of ten thousand, some megabytes instead of a hundred.
-func lightenPublished(node *corev1.Node) *corev1.Node {
+// lighten keeps of a Node what is written about: of ten thousand, some megabytes instead of a hundred.
+func (p *Publisher) lighten(node *corev1.Node) *corev1.Node {
 	light := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion}}
 	for _, a := range node.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			light.Status.Addresses = append(light.Status.Addresses, a)
 		}
 	}
+	if is := conditionOf(node); is != nil {
+		light.Status.Conditions = []corev1.NodeCondition{*is}
+	}
+	light.Labels = p.c.Edge.keep(node.Labels)
 	return light
 }
 

@@ -29,10 +29,13 @@ import (
 // What the Leases of servers say. All of them have the label; its value is what they are.
 const (
 	LabelRegistry    = "edge-tunnel.io/registry"
-	registryServer   = "server" // one for each: its heartbeat
-	registryNodes    = "nodes"  // a shard of the nodes that it has tunnels of
+	registryServer   = "server"  // one for each: its heartbeat
+	registryNodes    = "nodes"   // a shard of the nodes that it has tunnels of
+	registryRefused  = "refused" // what it refuses to be told people, at the Nodes
 	annotationPeer   = "edge-tunnel.io/peer"
 	annotationTunnel = "edge-tunnel.io/nodes"
+
+	annotationRefused = "edge-tunnel.io/refused"
 )
 
 const (
@@ -42,6 +45,9 @@ const (
 	registryShards = 16
 	// A shard has no more names than fit into an object's annotations; the rest are not recorded, which costs a question.
 	maxShardText = 200 << 10
+
+	// A server says so much of what it refuses. The rest has to be looked up there.
+	maxRefusedText = 64 << 10
 
 	recordEvery  = 5 * time.Second // what changes meanwhile is one write
 	beatsEvery   = 3               // of these
@@ -60,6 +66,7 @@ type RegistryConfig struct {
 	Server    string              // our name, that of the certificate
 	Addr      func() string       // where peers reach us now, HOST:PORT; empty: not known
 	Peers     func(addr []string) // is told where the other servers are when that changes; must not call the Registry
+	Refused   func() []Refusal    // what we refuse now, in one order; nil: nothing is said of it
 	Log       *slog.Logger
 }
 
@@ -181,6 +188,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 		if _, complete := r.leases.get(""); n > 0 && complete { // agents that were here before had time to come back
 			r.record(ctx)
+			r.refuse(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -237,6 +245,33 @@ func (r *Registry) record(ctx context.Context) {
 			r.mu.Unlock()
 		}
 	}
+}
+
+// refuse writes what we refuse, if that differs from what is there.
+func (r *Registry) refuse(ctx context.Context) {
+	if r.c.Refused == nil {
+		return
+	}
+	l := r.lease(registryRefused, r.leaseName(registryRefused), annotationRefused, refusedText(r.c.Refused()))
+	old, _ := r.leases.get(l.Name)
+	if text := l.Annotations[annotationRefused]; old == nil && text != "[]" || old != nil && old.Annotations[annotationRefused] != text {
+		r.write(ctx, l)
+	}
+}
+
+func refusedText(list []Refusal) string {
+	text := []byte{'['}
+	for _, refusal := range list {
+		one, err := json.Marshal(refusal)
+		if err != nil || len(text)+len(one) > maxRefusedText {
+			break
+		}
+		if len(text) > 1 {
+			text = append(text, ',')
+		}
+		text = append(text, one...)
+	}
+	return string(append(text, ']'))
 }
 
 func shardText(nodes map[string]struct{}) string {

@@ -56,6 +56,9 @@ type ServerConfig struct {
 	// OnLogin, if set, is called before a login is accepted and can refuse it. From several goroutines.
 	OnLogin func(Identity) error
 
+	// OnRefused, if set, is told why the login of an agent was refused whose certificate is good. From several goroutines.
+	OnRefused func(node, reason string)
+
 	// OnChange, if set, is called when a node gets its first active tunnel or loses its last. Calls are serial and in
 	// order for each node; a node that came and went meanwhile may be left out.
 	OnChange func(node string, online bool)
@@ -319,6 +322,10 @@ func (s *Server) handle(ctx context.Context, conn net.Conn) {
 	case err != nil:
 		reason := refusalReason(c.raw, err)
 		s.refuse(reason)
+		var decided interface{ Reason() string } // and not a connection that broke
+		if s.cfg.OnRefused != nil && errors.As(err, &decided) && id.Name != "" && tc.ConnectionState().NegotiatedProtocol == wire.ALPNAgent {
+			s.cfg.OnRefused(id.Name, reason)
+		}
 		s.cfg.Log.Debug("refused a tunnel", "remote", conn.RemoteAddr().String(), "node", id.Name, "reason", reason, "err", err)
 		return
 	}
@@ -368,7 +375,7 @@ func (s *Server) authenticate(c *stranger) (*tls.Conn, Identity, error) {
 		if _, e := wire.ReadLogin(tc); e == nil {
 			_ = wire.WriteLoginReply(tc, wire.LoginReply{Status: wire.LoginDenied, ServerID: s.cfg.ID})
 		}
-		return nil, Identity{}, err
+		return tc, id, err
 	}
 	return tc, id, nil
 }

@@ -242,8 +242,10 @@ func instance(b byte) wire.Login {
 
 func TestRefusals(t *testing.T) {
 	ca, stranger := newPKI(t), newPKI(t)
+	told := make(chan string, 100)
 	s := startServer(t, ca, "cloud-1", func(c *ServerConfig) {
 		c.Limits.HandshakeTimeout = 300 * time.Millisecond
+		c.OnRefused = func(node, reason string) { told <- node + " " + reason }
 		c.OnLogin = func(id Identity) error {
 			if id.Name == "unwelcome" {
 				return testRefusal{}
@@ -319,6 +321,16 @@ func TestRefusals(t *testing.T) {
 			if reason != c.reason && n != before[reason] {
 				t.Errorf("wanted %s, counted %s", c.reason, reason)
 			}
+		}
+	}
+	for _, want := range []string{"unwelcome denied", "edge-1 version_unsupported", "edge-1 bad_request"} {
+		select {
+		case got := <-told:
+			if got != want {
+				t.Errorf("told %q, want %q", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("not told: %s", want)
 		}
 	}
 	probes := s.Stats().Probes

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/test/kubebed"
 )
@@ -58,8 +59,11 @@ func TestRecords(t *testing.T) {
 
 // ofRecords tells the rights of the publisher from those to sign certificates.
 func ofRecords(r right) bool {
-	return r.role == leaseRole || r.resource == "events" || r.resource == "nodes" && r.verb != "get" || slices.Contains(r.names, "edge-tunnel-nodes")
+	return r.role == leaseRole || r.resource == "events" && !ofStatus(r) || r.resource == "nodes" && r.verb != "get" || slices.Contains(r.names, "edge-tunnel-nodes")
 }
+
+// ofStatus tells the rights to say on Nodes how their tunnels are.
+func ofStatus(r right) bool { return r.resource == "nodes/status" || r.role == eventRole }
 
 // TestRightsToRecords takes each right away in turn, like [TestRights].
 func TestRightsToRecords(t *testing.T) {
@@ -88,7 +92,7 @@ func TestRightsToRecords(t *testing.T) {
 	eachRight(t, s, rights, func(t *testing.T, verb, resource string, env []string, back func()) {
 		n++
 		put(kubebed.Object{"tunnel-nodes": nil, "others": large})
-		c := startIn(t, s, append(env, "NODE_NAME=cloud-1"))
+		c := startIn(t, s, append(env, "NODE_NAME=cloud-1"), "--node-status=false")
 		said := func() string { return c.get("/readyz") }
 		if resource == "events" {
 			said = c.log.String // nothing is worse without them
@@ -107,6 +111,78 @@ func TestRightsToRecords(t *testing.T) {
 		c.stop()
 	})
 	if n != 8 {
+		t.Errorf("%d rights", n)
+	}
+}
+
+// TestRightsToNodeStatus takes each right away in turn. A server that nobody knows says which nodes it has.
+func TestRightsToNodeStatus(t *testing.T) {
+	s := bed(t)
+	s.Create("/api/v1/nodes", kubebed.Object{"metadata": kubebed.Object{"name": "edge-1", "labels": kubebed.Object{"openyurt.io/is-edge-worker": "true"}}})
+	if err := s.Do(http.MethodPatch, "/api/v1/nodes/edge-1/status", kubebed.Object{
+		"status": kubebed.Object{"addresses": []kubebed.Object{{"type": "InternalIP", "address": "10.1.0.1"}}}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	const leases = "/apis/coordination.k8s.io/v1/namespaces/edge-tunnel-leases/leases"
+	lease := func(name, kind, annotation, value string) {
+		s.Create(leases, kubebed.Object{
+			"metadata": kubebed.Object{"name": name, "labels": kubebed.Object{"edge-tunnel.io/registry": kind}, "annotations": kubebed.Object{annotation: value}},
+			"spec":     kubebed.Object{"holderIdentity": "cloud-1"},
+		})
+	}
+	lease("beat", "server", "edge-tunnel.io/peer", "192.0.2.1:10262")
+	lease("nodes", "nodes", "edge-tunnel.io/nodes", "edge-1")
+	lease("refused", "refused", "edge-tunnel.io/refused", "[]")
+	beats := 0
+	beat := func() {
+		t.Helper()
+		beats++
+		if err := s.Do(http.MethodPatch, leases+"/beat", kubebed.Object{"spec": kubebed.Object{
+			"renewTime": time.Now().UTC().Format("2006-01-02T15:04:05.000000Z07:00")}}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refuse := func(text string) {
+		t.Helper()
+		if err := s.Do(http.MethodPatch, leases+"/refused", kubebed.Object{"metadata": kubebed.Object{"annotations": kubebed.Object{"edge-tunnel.io/refused": text}}}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const denied = `[{"node":"edge-1","reason":"denied"}]`
+	n := 0
+	eachRight(t, s, ofStatus, func(t *testing.T, verb, resource string, env []string, back func()) {
+		n++
+		refuse("[]")
+		if err := s.Do(http.MethodPatch, "/api/v1/nodes/edge-1/status", kubebed.Object{"status": kubebed.Object{"conditions": nil}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		beat()
+		c := startIn(t, s, env)
+		missing := func() bool {
+			beat()
+			if resource == "events" { // nothing is worse without them
+				return cannot(verb, resource).MatchString(c.log.String())
+			}
+			return cannot(verb, resource).MatchString(c.get("/readyz"))
+		}
+		said := 0
+		eventually(t, "says which right is missing", func() bool {
+			if resource == "events" { // the same again is counted by a patch
+				refuse([]string{denied, "[]"}[said/60%2])
+				said++
+			}
+			return missing()
+		})
+		back()
+		eventually(t, "ready", c.ready)
+		eventually(t, "the condition", func() bool {
+			beat()
+			out, err := s.Kubectl("get", "node", "edge-1", "-o", `jsonpath={.status.conditions[?(@.type=="EdgeTunnelReady")].reason}`)
+			return err == nil && out == "Connected"
+		})
+		c.stop()
+	})
+	if n != 3 || beats < 3 {
 		t.Errorf("%d rights", n)
 	}
 }
