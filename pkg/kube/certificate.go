@@ -44,6 +44,9 @@ type CertificateConfig struct {
 
 	// Present puts a new certificate to use; it is told also what could not be written to Dir.
 	Present func(cert, key []byte) error
+	// Believed says whether our own CA bundle believes what is in use; nil: it does. It does not when the CA is another one, after Kubernetes was
+	// installed anew, say.
+	Believed func() bool
 	Log     *slog.Logger
 }
 
@@ -58,11 +61,13 @@ type Certificate struct {
 	log    *slog.Logger
 
 	retry, poll, look time.Duration // shorter in tests
+	doubt             time.Duration // so long a new one is used that is not believed: it may be the bundle that is wrong
 
 	mu     sync.Mutex // guards what follows
 	stats  CertificateStats
 	leaf   *x509.Certificate // in use; nil if there is none
 	due    time.Time         // when it is to be renewed
+	issued time.Time         // when that was, if it was in this process
 	hosts  []string          // a server's, when they were last looked up
 	err    error
 	stored error
@@ -80,7 +85,7 @@ type CertificateStats struct {
 
 // NewCertificate looks at what is kept in the folder, which it makes; it does not talk to anybody before Run.
 func NewCertificate(c CertificateConfig) (*Certificate, error) {
-	k := &Certificate{c: c, log: c.Log, retry: 2 * time.Second, poll: time.Second, look: 15 * time.Second}
+	k := &Certificate{c: c, log: c.Log, retry: 2 * time.Second, poll: time.Second, look: 15 * time.Second, doubt: 10 * time.Minute}
 	switch c.Role {
 	case identity.RoleAgent:
 		k.signer = identity.SignerAgent
@@ -166,7 +171,7 @@ func (k *Certificate) Run(ctx context.Context) error {
 	}
 }
 
-// wanted says whether a certificate is to be asked for: there is none, it is due, or it lacks a name.
+// wanted says whether a certificate is to be asked for: there is none, it is due, it lacks a name, or is not believed.
 func (k *Certificate) wanted(ctx context.Context) (bool, error) {
 	var hosts []string
 	if k.c.Role == identity.RoleServer {
@@ -181,7 +186,14 @@ func (k *Certificate) wanted(ctx context.Context) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.hosts = hosts
-	return k.leaf == nil || time.Now().After(k.due) || !slices.Equal(hosts, hostsOf(k.leaf)), nil
+	if k.leaf == nil || time.Now().After(k.due) || !slices.Equal(hosts, hostsOf(k.leaf)) {
+		return true, nil
+	}
+	if k.c.Believed == nil || k.c.Believed() || time.Since(k.issued) < k.doubt {
+		return false, nil
+	}
+	k.log.Warn("the certificate is not believed by the CA bundle, another one is asked for", "issuer", k.leaf.Issuer.String())
+	return true, nil
 }
 
 func hostsOf(leaf *x509.Certificate) []string {
@@ -249,6 +261,7 @@ func (k *Certificate) renew(ctx context.Context) error {
 	k.mu.Lock()
 	k.stored = stored
 	k.stats.Issued++
+	k.issued = time.Now()
 	k.mu.Unlock()
 	k.use(pair.Leaf)
 	k.log.Info("certificate issued", "name", k.c.Node, "hosts", len(k.hosts), "not_after", pair.Leaf.NotAfter)

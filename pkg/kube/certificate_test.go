@@ -131,6 +131,16 @@ func TestCertificateOfAgent(t *testing.T) {
 	if n := len(down.Actions()); n > 0 {
 		t.Errorf("%d requests", n)
 	}
+	// What its own bundle does not believe is replaced, once: it may be the bundle that is wrong.
+	stale := newCertificate(t, client, identity.RoleAgent, "edge-1", dir)
+	stale.c.Believed, stale.doubt = func() bool { return false }, time.Hour
+	stop = stale.start(t)
+	eventually(t, "issued anew", func() bool { return stale.last() != nil })
+	time.Sleep(100 * time.Millisecond)
+	stop()
+	if st := stale.Stats(); st.Asked != 1 || st.Issued != 1 {
+		t.Errorf("%+v", st)
+	}
 	// What is another node's, or nothing, is not used.
 	if other := newCertificate(t, down, identity.RoleAgent, "edge-2", dir); other.leaf != nil {
 		t.Error("another node's is used")

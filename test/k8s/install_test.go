@@ -47,12 +47,8 @@ func (w *world) tunnelUp() {
 	const bpffs = "- --bpffs=/host/sys/fs/bpf\n"
 	own := strings.TrimSuffix(w.Cloud[0].Cgroup(), w.Cloud[0].Name) + "$(NODE_NAME)"
 	w.Install(bpffs, bpffs+"            - --cgroup-root="+own+"\n")
-	w.t.Cleanup(func() {
-		if w.t.Failed() {
-			w.showPods()
-		}
-	})
 	w.eventually(w.installed)
+	w.eventually(w.mountNames)
 	for _, n := range w.Cloud {
 		w.eventually(func() error {
 			out, err := n.Run(filepath.Join(w.bin, "tunnelctl"), "targets")
@@ -63,6 +59,43 @@ func (w *world) tunnelUp() {
 		})
 	}
 }
+
+// names is the file of the nodes' names for the cluster's DNS.
+func (w *world) names() string { return w.Cloud[0].Path("tunnel-nodes") }
+
+// mountNames gives the names to CoreDNS, which is no pod here and cannot have the ConfigMap as a volume.
+func (w *world) mountNames() error {
+	var names struct{ Data map[string]string }
+	if err := w.Do(http.MethodGet, configMaps+"/edge-tunnel-nodes", nil, &names); err != nil {
+		return err
+	}
+	for _, n := range w.Nodes() {
+		if line := n.V4.String() + "\t" + n.Name + "\n"; !strings.Contains(names.Data["tunnel-nodes"], line) {
+			return fmt.Errorf("names lack %q:\n%s", line, names.Data["tunnel-nodes"])
+		}
+	}
+	return os.WriteFile(w.names(), []byte(names.Data["tunnel-nodes"]), 0o644)
+}
+
+// dropPorts deletes the ConfigMap of ports: soon none of them is tunneled any more.
+func (w *world) dropPorts() {
+	w.t.Helper()
+	if err := w.Do(http.MethodDelete, portsConfigMap, nil, nil); err != nil {
+		w.t.Fatal(err)
+	}
+	w.eventually(func() error {
+		out, err := w.Cloud[0].Run(filepath.Join(w.bin, "tunnelctl"), "status")
+		if err == nil && strings.Contains(out, nodePort) {
+			err = fmt.Errorf("%s is still tunneled: %s", nodePort, out)
+		}
+		return err
+	})
+}
+
+const (
+	configMaps     = "/api/v1/namespaces/kube-system/configmaps"
+	portsConfigMap = configMaps + "/edge-tunnel-server-cfg"
+)
 
 const workloads = "/apis/apps/v1/namespaces/kube-system/"
 
@@ -88,7 +121,7 @@ func (w *world) showPods() {
 	out, err := w.Kubectl("get", "pods", "--namespace=kube-system", "--output=wide")
 	w.t.Logf("%s %v", out, err)
 	for _, n := range w.Nodes() {
-		out, err := n.Run("sh", "-c", "tail --lines=30 /var/log/pods/kube-system_*/*/*.log")
+		out, err := n.Run("sh", "-c", "tail --lines=100 /var/log/pods/kube-system_*/*/*.log")
 		w.t.Logf("%s: %s %v", n.Name, out, err)
 	}
 }
@@ -129,7 +162,7 @@ func (w *world) labelNodes() {
 		w.patch("/api/v1/nodes/"+n.Name, kubebed.Object{"metadata": kubebed.Object{"labels": kubebed.Object{"alibabacloud.com/is-edge-worker": "true"}}})
 	}
 	w.patch("/api/v1/nodes/"+w.Cloud[0].Name, kubebed.Object{"spec": kubebed.Object{"taints": []kubebed.Object{{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}}}})
-	w.Create("/api/v1/namespaces/kube-system/configmaps", kubebed.Object{
+	w.Create(configMaps, kubebed.Object{
 		"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": nodePort},
 	})
 }

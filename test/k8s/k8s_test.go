@@ -24,13 +24,20 @@ const patience = time.Minute
 // world is a cluster with our programs.
 type world struct {
 	*kubebed.Cluster
-	t   *testing.T
-	bin string // the programs of the image, static
+	t       *testing.T
+	bin     string                    // the programs of the image, static
+	audited func() ([]request, error) // what our accounts asked the API server for
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, bin: t.TempDir(), Cluster: kubebed.New(t)}
+	flags, audited := audit(t)
+	w := &world{t: t, bin: t.TempDir(), Cluster: kubebed.New(t, flags...), audited: audited}
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.showPods()
+		}
+	})
 	build := exec.Command("make", "--no-print-directory", "-C", module, "build", "BIN="+w.bin)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the programs: %v: %s", err, out)

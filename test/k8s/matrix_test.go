@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +26,7 @@ func TestMatrix(t *testing.T) {
 		lab = filepath.Dir(w.Lab.Dir())
 		t.Logf("ready after %v", since())
 		w.runPods()
-		if err := errors.Join(w.StartMetricsServer(), w.StartDNS(w.names())); err != nil {
+		if err := errors.Join(w.StartMetricsServer(), w.StartDNS("hosts "+w.names()+" {\nreload 100ms\nfallthrough\n}")); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("pods run after %v", since())
@@ -35,23 +36,21 @@ func TestMatrix(t *testing.T) {
 		t.Logf("installed after %v", since())
 		w.check("with", checks, true, w.Nodes())
 		w.check("long", longChecks, true, w.Edge[:1])
+		w.dropPorts()
+		w.eventually(w.rights)
 		w.tunnelDown()
 		w.check("after", checks, false, w.Edge)
 		t.Logf("checked after %v", since())
+
+		// The nodes remember a CA that is gone.
+		w.tunnelUp()
+		w.check("again", []check{{"exec", (*client).exec}, {"logs -f", (*client).follow}}, true, w.Edge)
+		w.tunnelDown()
+		t.Logf("installed again and checked after %v", since())
 	})
 	if lab != "" {
 		checkLeft(t, filepath.Base(lab))
 	}
-}
-
-// names are the nodes' names for the cluster's DNS.
-func (w *world) names() string {
-	lines := make([]string, 0, len(w.Nodes())+2)
-	lines = append(lines, "hosts {")
-	for _, n := range w.Nodes() {
-		lines = append(lines, n.V4.String()+" "+n.Name)
-	}
-	return strings.Join(append(lines, "fallthrough", "}"), "\n")
 }
 
 // check makes every check on the nodes, four at a time whatever the machine has, since they wait more than they work.
@@ -77,6 +76,9 @@ func (w *world) check(when string, checks []check, tunnel bool, nodes []*kubebed
 		})
 	}
 	wait.Wait()
+	if tunnel && slices.ContainsFunc(results, func(r result) bool { return r.err != nil }) {
+		w.showPods() // soon there may be others
+	}
 	for i, r := range results {
 		w.t.Run(when+"/"+nodes[i/len(checks)].Name+"/"+checks[i%len(checks)].name, func(t *testing.T) {
 			t.Logf("%v: %v", r.took.Round(time.Millisecond), r.err)

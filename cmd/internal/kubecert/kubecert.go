@@ -97,7 +97,8 @@ func (o *Options) Start(env cli.Env, role identity.Role, store *identity.Store, 
 		return nil, cli.WithHint(err, "outside of a pod, --kubeconfig says where the API server is")
 	}
 	kept, err := kube.NewCertificate(kube.CertificateConfig{
-		Client: client, Role: role, Node: o.Node, Dir: o.dir, Namespace: o.namespace, Service: o.service, Present: store.Present, Log: log,
+		Client: client, Role: role, Node: o.Node, Dir: o.dir, Namespace: o.namespace, Service: o.service, Present: store.Present,
+		Believed: func() bool { return store.Stats().Untrusted == "" }, Log: log,
 	})
 	if err != nil {
 		return nil, err
