@@ -36,7 +36,7 @@ func newRoot(env cli.Env) *cobra.Command {
 		inGroup(groupLook, tunnelsCommand(env)), inGroup(groupLook, connectionsCommand(env)),
 		inGroup(groupAct, pkiCommand(env)), inGroup(groupAct, forgetCommand(env)),
 		inGroup(groupAct, drainCommand(env)), inGroup(groupAct, mountCommand(env)),
-		inGroup(groupAct, cleanupCommand(env)),
+		inGroup(groupAct, cleanupCommand(env)), inGroup(groupAct, migrateCommand(env)),
 	)
 	ofSubcommands(root)
 	tameCompletion(root)
