@@ -47,7 +47,7 @@ type CertificateConfig struct {
 	// Believed says whether our own CA bundle believes what is in use; nil: it does. It does not when the CA is another one, after Kubernetes was
 	// installed anew, say.
 	Believed func() bool
-	Log     *slog.Logger
+	Log      *slog.Logger
 }
 
 // CertificateFile is where a certificate is kept together with its key: one file is replaced at once.
