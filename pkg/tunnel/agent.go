@@ -28,6 +28,10 @@ type AgentConfig struct {
 	Servers []string
 	Tunnels int // default 2
 
+	// Ways says that all of Servers lead to the same servers, the best way first: up to Tunnels connections to distinct servers, each by the
+	// first way that leads in, and no pause before all have been tried. There may be none at first; see SetServers.
+	Ways bool
+
 	// TLS returns the configuration for a dial to one of Servers, with the present certificate. An empty ServerName becomes
 	// the host.
 	TLS func(server string) *tls.Config
@@ -55,18 +59,8 @@ type AgentConfig struct {
 // Validate reports everything that is wrong with the configuration.
 func (c AgentConfig) Validate() error {
 	var errs []error
-	if len(c.Servers) == 0 {
-		errs = append(errs, errors.New("no server to connect to"))
-	}
-	for i, s := range c.Servers {
-		host, port, err := net.SplitHostPort(s)
-		n, perr := strconv.ParseUint(port, 10, 16)
-		if err != nil || host == "" || perr != nil || n == 0 {
-			errs = append(errs, fmt.Errorf("server %q is not HOST:PORT", s))
-		}
-		if slices.Contains(c.Servers[:i], s) {
-			errs = append(errs, fmt.Errorf("server %q is given twice", s))
-		}
+	if len(c.Servers) > 0 || !c.Ways {
+		errs = append(errs, checkServers(c.Servers))
 	}
 	if c.TLS == nil || c.Handle == nil {
 		errs = append(errs, errors.New("TLS and Handle must be set"))
@@ -80,6 +74,24 @@ func (c AgentConfig) Validate() error {
 	return errors.Join(errs...)
 }
 
+func checkServers(servers []string) error {
+	var errs []error
+	if len(servers) == 0 {
+		errs = append(errs, errors.New("no server to connect to"))
+	}
+	for i, s := range servers {
+		host, port, err := net.SplitHostPort(s)
+		n, perr := strconv.ParseUint(port, 10, 16)
+		if err != nil || host == "" || perr != nil || n == 0 {
+			errs = append(errs, fmt.Errorf("server %q is not HOST:PORT", s))
+		}
+		if slices.Contains(servers[:i], s) {
+			errs = append(errs, fmt.Errorf("server %q is given twice", s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // timing is what tests make faster.
 type timing struct {
 	retry, duplicate pause         // after failures; after finding a server that we have a tunnel to
@@ -88,6 +100,8 @@ type timing struct {
 	wakeEvery        time.Duration // wakes closer together are one
 	header           time.Duration // for the header of a stream
 	dial, login      time.Duration
+	way              time.Duration // for a dial while there are other ways to be tried
+	move             time.Duration // within which agents leave a way that is none any more
 }
 
 func defaultTiming() timing {
@@ -104,6 +118,8 @@ func defaultTiming() timing {
 		header:    10 * time.Second,
 		dial:      10 * time.Second,
 		login:     20 * time.Second, // the server may be under a flood
+		way:       4 * time.Second,  // time for the first packet to be sent three times
+		move:      30 * time.Second,
 	}
 }
 
@@ -123,6 +139,7 @@ type Agent struct {
 	mu      sync.Mutex
 	slots   []*slot
 	tunnels map[*agentTunnel]struct{}
+	ways    []string // Config.Servers, or what SetServers said
 }
 
 // slot is the place of one tunnel. Its keeper, one goroutine, fills it for as long as the agent runs:
@@ -132,10 +149,12 @@ type Agent struct {
 //	                        └─ drain notice, or certificate near its end: dialing, while the old tunnel goes on; it is
 //	                           retired when the new one is up, or at once if another slot has a tunnel
 //
-// Behind one address a slot that found no further server goes on looking, in growing pauses, while another slot has a tunnel.
+// Behind one address a slot that found no further server goes on looking, in growing pauses, while another slot has a tunnel. With several
+// ways it begins with the next one each time.
 type slot struct {
-	server string
+	server string // the keeper alone writes it, with Agent.mu
 	index  uint16
+	first  int // of the ways to try; the keeper's
 
 	state   string // needs Agent.mu, as the rest
 	lastErr error
@@ -146,12 +165,15 @@ type slot struct {
 type agentTunnel struct {
 	sess     *session
 	slot     *slot
+	server   string // where it was dialed
 	serverID string
 	servers  int // live ones, as the server said
 	state    tls.ConnectionState
 	notAfter time.Time     // the earlier end of both certificates
 	drain    chan struct{} // closed by a drain notice
 	once     sync.Once
+	stray    chan struct{} // closed when it came by a way that is none any more
+	strays   sync.Once
 	retired  bool // needs Agent.mu
 }
 
@@ -175,15 +197,43 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 		d.SetMultipathTCP(false)
 		cfg.Dial = d.DialContext
 	}
-	a := &Agent{cfg: cfg, time: defaultTiming(), tunnels: make(map[*agentTunnel]struct{})}
+	a := &Agent{cfg: cfg, time: defaultTiming(), tunnels: make(map[*agentTunnel]struct{}), ways: slices.Clone(cfg.Servers)}
 	n := len(cfg.Servers)
-	if n == 1 {
+	if n == 1 || cfg.Ways {
 		n = cfg.Tunnels
 	}
 	for i := range n {
-		a.slots = append(a.slots, &slot{server: cfg.Servers[i%len(cfg.Servers)], index: uint16(i), state: "dialing"})
+		sl := &slot{index: uint16(i), state: "dialing"}
+		if len(cfg.Servers) > 0 {
+			sl.server = cfg.Servers[i%len(cfg.Servers)]
+		}
+		a.slots = append(a.slots, sl)
 	}
 	return a, nil
+}
+
+// SetServers says by which ways servers are reached from now on, of an Agent with Ways. Tunnels that came by another one are made anew
+// within half a minute, and end when that has worked.
+func (a *Agent) SetServers(servers []string) error {
+	if !a.cfg.Ways {
+		return errors.New("the servers of this agent are fixed")
+	}
+	if err := checkServers(servers); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	same := slices.Equal(a.ways, servers)
+	a.ways = slices.Clone(servers)
+	for t := range a.tunnels {
+		if !t.retired && !slices.Contains(servers, t.server) {
+			t.strays.Do(func() { close(t.stray) })
+		}
+	}
+	a.mu.Unlock()
+	if !same {
+		a.wakes.send()
+	}
+	return nil
 }
 
 // Run keeps the tunnels until ctx ends, whatever happens to them, and returns when all goroutines have ended. An agent
@@ -248,16 +298,17 @@ func (a *Agent) Renew() {
 func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 	retry, duplicate := a.time.retry, a.time.duplicate
 	var current *agentTunnel
-	oneAddress := len(a.cfg.Servers) == 1 && !a.peer
+	oneAddress := (len(a.cfg.Servers) == 1 || a.cfg.Ways) && !a.peer
 	searching := oneAddress && sl.index > 0 // for a further server; the first slot shows that there is one
 	for ctx.Err() == nil {
 		if searching {
 			a.awaitTunnel(ctx, &duplicate)
 		}
+		a.awaitWay(ctx, sl)
 		wake := a.wakes.next()
 		renew := a.renewals.next()
 		a.setState(sl, "dialing", nil, 0)
-		t, err := a.connect(ctx, sl, current, wake)
+		t, err := a.connectAny(ctx, sl, current, wake)
 		if err != nil {
 			if current != nil && current.draining() && a.elsewhere(current) {
 				a.retire(current, wg)
@@ -298,8 +349,40 @@ func (a *Agent) keep(ctx context.Context, sl *slot, wg *sync.WaitGroup) {
 			a.retire(t, wg)
 			current = nil
 		}
+		if again == errStray {
+			rest(ctx, mrand.N(a.time.move), t.sess.link.dead) // nothing is wrong with it yet
+		}
 		rest(ctx, mrand.N(a.time.retry.first), nil) // many agents got the same notice
 	}
+}
+
+// awaitWay waits until there is any.
+func (a *Agent) awaitWay(ctx context.Context, sl *slot) {
+	for a.cfg.Ways && ctx.Err() == nil {
+		wake := a.wakes.next()
+		if len(a.waysOf(sl)) > 0 {
+			return
+		}
+		a.setState(sl, "dialing", errNoWay, 0)
+		select {
+		case <-wake:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// waysOf returns where a slot may dial, in its order.
+func (a *Agent) waysOf(sl *slot) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.cfg.Ways {
+		return []string{sl.server}
+	}
+	if len(a.ways) == 0 {
+		return nil
+	}
+	first := sl.first % len(a.ways)
+	return slices.Concat(a.ways[first:], a.ways[:first])
 }
 
 // awaitTunnel lets a slot that looks for a further server wait until there is a tunnel, and some more: with none, it would only dial the
@@ -323,6 +406,8 @@ func (a *Agent) awaitTunnel(ctx context.Context, search *pause) {
 var (
 	errDraining = errors.New("server is draining")
 	errRenew    = errors.New("certificate is to be renewed")
+	errStray    = errors.New("server is reached in another way now")
+	errNoWay    = errors.New("no address of a server is known yet")
 )
 
 // watch waits for a reason to log in again. It returns nil if the tunnel died.
@@ -343,6 +428,8 @@ func (a *Agent) watch(ctx context.Context, t *agentTunnel, renew <-chan struct{}
 		return nil
 	case <-t.drain:
 		return errDraining
+	case <-t.stray:
+		return errStray
 	case <-renew:
 	case <-soon:
 	}
@@ -527,7 +614,7 @@ func (a *Agent) serveStream(life, ctx context.Context, t *agentTunnel, st *Strea
 
 // AgentInfo describes one slot of an Agent, or a retired tunnel that still has streams.
 type AgentInfo struct {
-	Server    string // as configured
+	Server    string // as configured; with several ways, the one that was tried last, or that a tunnel came by
 	Index     uint16
 	State     string    // dialing, waiting, connected, retired
 	LastError error     // why it is not connected, or was not at last
@@ -561,7 +648,7 @@ func (a *Agent) Tunnels() []AgentInfo {
 	}
 	for t := range a.tunnels {
 		if t.retired {
-			info := AgentInfo{Server: t.slot.server, Index: t.slot.index, State: "retired"}
+			info := AgentInfo{Index: t.slot.index, State: "retired"}
 			t.describe(&info)
 			infos = append(infos, info)
 		}
@@ -571,7 +658,7 @@ func (a *Agent) Tunnels() []AgentInfo {
 
 func (t *agentTunnel) describe(i *AgentInfo) {
 	l := t.sess.link
-	i.ServerID, i.Remote, i.Since, i.NotAfter = t.serverID, l.raw.RemoteAddr().String(), t.sess.since, t.notAfter
+	i.Server, i.ServerID, i.Remote, i.Since, i.NotAfter = t.server, t.serverID, l.raw.RemoteAddr().String(), t.sess.since, t.notAfter
 	i.RTT, i.BytesIn, i.BytesOut, i.Streams = t.sess.rtt(), l.bytesIn.Load(), l.bytesOut.Load(), l.numStreams()
 	i.Draining = t.draining()
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/wire"
@@ -35,9 +36,61 @@ func (e *LoginError) Error() string {
 // Reason is the status as a label.
 func (e *LoginError) Reason() string { return e.Status.String() }
 
-// connect dials a slot's server and logs in. It starts nothing that outlives it. A wake ends it early: the network is
+// connectAny connects by the first way of a slot that leads in.
+func (a *Agent) connectAny(ctx context.Context, sl *slot, replaces *agentTunnel, wake <-chan struct{}) (*agentTunnel, error) {
+	servers := a.waysOf(sl)
+	var failed waysError
+	for i, server := range servers {
+		limit := a.time.dial
+		if i < len(servers)-1 {
+			limit = a.time.way
+		}
+		a.mu.Lock()
+		sl.server = server
+		a.mu.Unlock()
+		t, err := a.connect(ctx, sl, limit, replaces, wake)
+		if err == nil || len(servers) == 1 {
+			return t, err
+		}
+		switch reasonOf(err, "") {
+		case wire.LoginDuplicateIdentity.String(): // the same everywhere
+			return nil, err
+		case wire.LoginAlreadyConnected.String():
+			if a.distinct() > 0 { // a further server is looked for, and this costs the one that is found again a handshake
+				sl.first = (sl.first + i + 1) % len(servers)
+				return nil, err
+			}
+		}
+		failed = append(failed, fmt.Errorf("%s: %w", server, err))
+		select {
+		case <-wake:
+			return nil, failed
+		case <-ctx.Done():
+			return nil, failed
+		default:
+		}
+	}
+	return nil, failed
+}
+
+// waysError is why none of several ways led in.
+type waysError []error
+
+// Error has all of them in one line.
+func (e waysError) Error() string {
+	texts := make([]string, len(e))
+	for i, err := range e {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap returns them.
+func (e waysError) Unwrap() []error { return e }
+
+// connect dials a slot's server, for no longer than limit, and logs in. It starts nothing that outlives it. A wake ends it early: the network is
 // another one now, and a dial begun before would wait for answers to the old address.
-func (a *Agent) connect(ctx context.Context, sl *slot, replaces *agentTunnel, wake <-chan struct{}) (*agentTunnel, error) {
+func (a *Agent) connect(ctx context.Context, sl *slot, limit time.Duration, replaces *agentTunnel, wake <-chan struct{}) (*agentTunnel, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.time.dial+a.time.login)
 	defer cancel()
 	woken := make(chan struct{})
@@ -51,7 +104,7 @@ func (a *Agent) connect(ctx context.Context, sl *slot, replaces *agentTunnel, wa
 		}
 	}()
 	a.dials.Add(1)
-	conn, err := a.dial(ctx, sl.server)
+	conn, err := a.dial(ctx, sl.server, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +122,8 @@ func (a *Agent) connect(ctx context.Context, sl *slot, replaces *agentTunnel, wa
 	return t, nil
 }
 
-func (a *Agent) dial(ctx context.Context, server string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.time.dial)
+func (a *Agent) dial(ctx context.Context, server string, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return a.cfg.Dial(ctx, "tcp", server)
 }
@@ -80,7 +133,7 @@ func (a *Agent) login(ctx context.Context, sl *slot, conn net.Conn) (*agentTunne
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	_ = conn.SetDeadline(time.Now().Add(a.time.login))
-	t := &agentTunnel{slot: sl, drain: make(chan struct{})}
+	t := &agentTunnel{slot: sl, server: sl.server, drain: make(chan struct{}), stray: make(chan struct{})}
 	r := newRaw(conn)
 	tc := tls.Client(r, a.clientTLS(sl.server, &t.notAfter))
 	if err := tc.Handshake(); err != nil {

@@ -129,6 +129,7 @@ func startAgent(t testing.TB, ca *pki, node string, servers []string, mod func(*
 	a.time.retry = pause{first: 20 * time.Millisecond, limit: 200 * time.Millisecond}
 	a.time.duplicate = pause{first: 20 * time.Millisecond, limit: 200 * time.Millisecond}
 	a.time.wakeEvery = 10 * time.Millisecond
+	a.time.way, a.time.move = 200*time.Millisecond, 50*time.Millisecond
 	a.time.probe = 300 * time.Millisecond
 	ta.Agent = a
 	ctx, cancel := context.WithCancel(context.Background())
