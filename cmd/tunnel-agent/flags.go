@@ -16,11 +16,9 @@ import (
 )
 
 // options is the parsed command line.
-//
-// There is no --state-dir: an agent has nothing to remember. Its name is in its certificate, and its instance id must be new
-// at each start, so that two clones of one disk are told apart.
 type options struct {
-	servers []string // HOST:PORT
+	servers []string // HOST:PORT; empty: to be looked up
+	lookup  lookupOptions
 	tunnels int
 	files   identity.Files
 	cluster kubecert.Options
@@ -48,7 +46,7 @@ func parse(env cli.Env) (options, error) {
 		Summary: "tunnel-agent runs on an edge node. It dials tunnel-servers and delivers to the node's own services what cloud" +
 			" nodes connect to. Nothing has to reach the edge node from outside.",
 		Synopsis: []string{"--server HOST[:PORT] --ca-cert FILE --cert FILE --key FILE [flags]",
-			"--server HOST[:PORT] --ca-cert FILE --certificate-from kubernetes [flags]"},
+			"--ca-cert FILE --certificate-from kubernetes [--kubeconfig FILE] [flags]"},
 		Examples: []cli.Example{
 			{What: "Keep tunnels to two servers.",
 				Command: "tunnel-agent --server cloud-1.example.com,cloud-2.example.com --ca-cert ca.crt --cert edge-1.crt --key edge-1.key"},
@@ -64,8 +62,8 @@ func parse(env cli.Env) (options, error) {
 	servers := flags.Group("Servers")
 	cli.HostPortsVar(servers, &o.servers, "server", wire.Port, "Addresses of tunnel-servers. A tunnel is kept to each of several;"+
 		" a single one may be a load balancer, see --tunnels.")
-	servers.IntVar(&o.tunnels, "tunnels", o.tunnels, "Tunnels to keep to distinct servers behind a single --server.")
-	flags.Require("server")
+	o.lookup.flags(servers)
+	servers.IntVar(&o.tunnels, "tunnels", o.tunnels, "Tunnels to keep to distinct servers behind a single --server, or that were looked up.")
 
 	tls := flags.Group("Identity")
 	tls.StringVar(&o.files.CA, "ca-cert", "", "PEM `FILE` with the CAs that sign agents and servers.")
@@ -75,6 +73,7 @@ func parse(env cli.Env) (options, error) {
 	o.cluster.Flags(tls)
 	o.cluster.ClientFlags(tls, env)
 	flags.Require("ca-cert")
+	flags.RequireUnless(func() bool { return o.lookup.possible(env, o.cluster.Kubeconfig) }, "server")
 	flags.RequireUnless(func() bool { return o.cluster.On }, "cert", "key")
 
 	policy := flags.Group("What may be dialed")
@@ -97,7 +96,7 @@ func parse(env cli.Env) (options, error) {
 		return options{}, err
 	}
 	var errs []error
-	errs = append(errs, o.cluster.Validate(&o.files))
+	errs = append(errs, o.lookup.validate(len(o.servers) > 0), o.cluster.Validate(&o.files))
 	var err error
 	if o.allow, err = deliver.ParseRules(allow...); err != nil {
 		errs = append(errs, cli.WithHint(cli.Usagef("--allow: %w", err), "expected ADDR-OR-CIDR:PORTS, such as 192.168.7.20:22,80 or [fd00:7::/64]:8000-8100"))

@@ -35,5 +35,5 @@ func (a *app) metrics() []admin.Metric {
 		admin.Gauge("edge_tunnel_agent_certificate_expiry_timestamp_seconds", "When the node's certificate ends, in Unix time.", daemon.CertificateExpiry(id)),
 		admin.Counter("edge_tunnel_agent_certificate_load_failures_total", "Certificates, CA bundles and deny files that could not be loaded again.", daemon.LoadFailures(id)),
 		admin.Counter("edge_tunnel_agent_network_failures_total", "Failed looks at the node's network.", net.Failures),
-	}, a.certificate.Metrics("edge_tunnel_agent_"), a.loopback.metrics())
+	}, a.certificate.Metrics("edge_tunnel_agent_"), a.loopback.metrics(), a.lookup.metrics())
 }

@@ -36,6 +36,10 @@ func run(ctx context.Context, env cli.Env) error {
 	if err != nil {
 		return err
 	}
+	lookup, err := newLookup(env, o, log)
+	if err != nil {
+		return err
+	}
 	network := newNetwork(log)
 	if err := network.look(ctx); err != nil {
 		return err
@@ -67,13 +71,19 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer handler.Close()
+	servers := o.servers
+	name := func(server string) string {
+		host, _, _ := net.SplitHostPort(server) // the flag's parser has made it HOST:PORT
+		return host
+	}
+	if lookup != nil {
+		servers, name = lookup.ways(), lookup.name
+	}
 	agent, err := tunnel.NewAgent(tunnel.AgentConfig{
-		Servers: o.servers,
+		Servers: servers,
+		Ways:    lookup != nil,
 		Tunnels: o.tunnels,
-		TLS: func(server string) *tls.Config {
-			host, _, _ := net.SplitHostPort(server) // the flag's parser has made it HOST:PORT
-			return store.ClientTLS(host, wire.ALPNAgent)
-		},
+		TLS:     func(server string) *tls.Config { return store.ClientTLS(name(server), wire.ALPNAgent) },
 		Verify: func(state tls.ConnectionState) error {
 			_, err := store.Peer(state)
 			return err
@@ -93,7 +103,7 @@ func run(ctx context.Context, env cli.Env) error {
 	// Life ends when somebody wants it to, which begins the drain; services end after it.
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	a := &app{options: o, store: store, certificate: certificate, network: network, loopback: loopback, handler: handler, agent: agent, life: life, started: time.Now()}
+	a := &app{options: o, store: store, certificate: certificate, lookup: lookup, network: network, loopback: loopback, handler: handler, agent: agent, life: life, started: time.Now()}
 	adminServer, err := admin.New(admin.Config{
 		Name: env.Name, Version: cli.Version(), Ready: a.conditions, Metrics: a.metrics, State: a.state, Pprof: o.pprof, Log: log,
 	})
@@ -113,6 +123,7 @@ func run(ctx context.Context, env cli.Env) error {
 	group, services := errgroup.WithContext(services)
 	group.Go(func() error { return store.Run(services) })
 	group.Go(func() error { return certificate.Run(services) })
+	group.Go(func() error { return lookup.run(services, agent.SetServers) })
 	group.Go(func() error { return network.run(services) })
 	group.Go(func() error { loopback.run(services); return nil })
 	group.Go(func() error { return agent.Run(services) })
@@ -133,7 +144,7 @@ func run(ctx context.Context, env cli.Env) error {
 		log.Info("stopped", "reset", handler.Drain(bound))
 		return nil
 	})
-	log.Info("started", "version", cli.Version(), "node", store.Self().Name, "servers", o.servers, "admin", adminLn.Addr().String())
+	log.Info("started", "version", cli.Version(), "node", store.Self().Name, "servers", a.servers(), "admin", adminLn.Addr().String())
 	return group.Wait()
 }
 

@@ -33,7 +33,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pki makes a CA with the certificates of cloud-1, at 127.0.0.1, and edge-1.
+// pki makes a CA with the certificates of cloud-1, at 127.0.0.1 and as if it were behind 10.96.0.77, and edge-1.
 func pki(t *testing.T) (dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "pki")
@@ -41,7 +41,7 @@ func pki(t *testing.T) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ca.IssueServer("cloud-1", []string{"127.0.0.1"}); err != nil {
+	if _, err := ca.IssueServer("cloud-1", []string{"127.0.0.1", "10.96.0.77"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ca.IssueAgent("edge-1", nil, false); err != nil {

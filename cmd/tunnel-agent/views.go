@@ -25,6 +25,7 @@ type app struct {
 	options     options
 	store       *identity.Store
 	certificate *kubecert.Certificate
+	lookup      *lookup // nil: servers are those of the options
 	network     *network
 	loopback    *loopback
 	handler     *deliver.Handler
@@ -44,8 +45,10 @@ func (a *app) tunnelCondition() admin.Condition {
 	var problems []string
 	for _, t := range a.agent.Tunnels() {
 		switch {
-		case t.State == "connected":
+		case t.ServerID != "" && t.State != "retired": // also while the next one is made
 			return admin.Condition{Name: "tunnel", OK: true}
+		case t.Server == "" && t.LastError != nil:
+			problems = append(problems, t.LastError.Error())
 		case t.LastError != nil:
 			problems = append(problems, fmt.Sprintf("%s: %v", t.Server, t.LastError))
 		default:
@@ -53,6 +56,14 @@ func (a *app) tunnelCondition() admin.Condition {
 		}
 	}
 	return admin.Condition{Name: "tunnel", Reason: "no tunnel is up (" + strings.Join(problems, "; ") + ")"}
+}
+
+// servers are the addresses that are dialed.
+func (a *app) servers() []string {
+	if a.lookup != nil {
+		return a.lookup.ways()
+	}
+	return a.options.servers
 }
 
 func (a *app) status() admin.Status {
@@ -70,7 +81,7 @@ func (a *app) status() admin.Status {
 		Tunnels: a.agent.Stats().Tunnels, Connections: a.handler.Stats().Open,
 		Certificate: certificate,
 		Agent: &admin.AgentStatus{
-			Servers: a.options.servers, Addrs: a.network.addrs(), LocalhostPorts: a.loopback.ports(), Allow: rules,
+			Servers: a.servers(), Lookup: a.lookup.view(), Addrs: a.network.addrs(), LocalhostPorts: a.loopback.ports(), Allow: rules,
 			LocalhostConfig: a.loopback.view(),
 		},
 	}
@@ -87,10 +98,11 @@ func (a *app) tunnels() []admin.Tunnel {
 		if t.ServerID == "" {
 			view.Server = t.Server
 		}
-		switch t.State {
-		case "dialing":
+		switch {
+		case t.ServerID != "": // also while the next one is made
+		case t.State == "dialing":
 			view.State = admin.TunnelConnecting
-		case "waiting":
+		case t.State == "waiting":
 			view.State = admin.TunnelWaiting
 			view.RetrySeconds = max(0, time.Until(t.RetryAt).Seconds())
 		}

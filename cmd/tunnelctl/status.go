@@ -145,11 +145,32 @@ func clusterRow(c *admin.Cluster) string {
 func agentRows(a *admin.AgentStatus) [][2]string {
 	return [][2]string{
 		{"dials servers", strings.Join(a.Servers, " ")},
+		{"  found by", lookupRow(a.Lookup)},
 		{"delivers to", list(a.Addrs)},
 		{"  loopback ports", list(a.LocalhostPorts)},
 		{"  ports from", localhostRow(a.LocalhostConfig)},
 		{"  also", strings.Join(a.Allow, " ")},
 	}
+}
+
+func lookupRow(l *admin.Lookup) string {
+	if l == nil {
+		return ""
+	}
+	text := "Service " + l.Service
+	if l.Stored {
+		text += ", before this start"
+	}
+	if l.Error != "" {
+		text += fmt.Sprintf(", as of %s: %s", l.Since.Local().Format(time.DateTime), l.Error)
+	}
+	if l.Disk != "" {
+		text += "; not kept on disk: " + l.Disk
+	}
+	for _, p := range l.Problems {
+		text += "; " + p
+	}
+	return text
 }
 
 func localhostRow(c *admin.LocalhostConfig) string {

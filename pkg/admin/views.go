@@ -117,12 +117,23 @@ type Hook struct {
 
 // AgentStatus is what only an agent has.
 type AgentStatus struct {
-	Servers        []string     `json:"servers"` // as configured
-	Addrs          []netip.Addr `json:"addrs"`   // its own, where it dials any port
+	Servers        []string     `json:"servers"`          // where they are dialed
+	Lookup         *Lookup      `json:"lookup,omitempty"` // that found them; nil: they are given
+	Addrs          []netip.Addr `json:"addrs"`            // its own, where it dials any port
 	LocalhostPorts []uint16     `json:"localhost_proxy_ports"`
 	Allow          []string     `json:"allow"`
 
 	LocalhostConfig *LocalhostConfig `json:"localhost_config,omitempty"` // what the ports follow; nil: they are those of the flags
+}
+
+// Lookup says how an agent finds servers in Kubernetes.
+type Lookup struct {
+	Service  string    `json:"service"`            // NAMESPACE/NAME
+	Stored   bool      `json:"stored"`             // what is known was kept from before the start, and not heard of since
+	Problems []string  `json:"problems,omitempty"` // with what was found
+	Error    string    `json:"error,omitempty"`    // why nothing newer is found
+	Since    time.Time `json:"since,omitzero"`     // of Error
+	Disk     string    `json:"disk_error,omitempty"`
 }
 
 // LocalhostConfig says how the ConfigMap that an agent has as a folder is doing.

@@ -8,6 +8,8 @@
 //
 // [Publisher], which the leader runs too, says in Kubernetes what is known of its Nodes.
 //
+// [Lookup] tells agents where to dial servers.
+//
 // [Registry] has servers find each other, and says who has which node.
 //
 // Nothing here ends because the API server is away, and everything says what is wrong in its Stats, in the API server's words, which name

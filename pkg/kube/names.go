@@ -4,11 +4,11 @@ package kube
 
 import (
 	"net"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube/text"
 )
 
 // AnnotationExternalAddr on the Service names the address that agents dial, as HOST:PORT.
@@ -22,11 +22,9 @@ func ServerHosts(service *corev1.Service, node *corev1.Node) []string {
 		for _, in := range service.Status.LoadBalancer.Ingress {
 			hosts = append(hosts, in.IP, in.Hostname)
 		}
-		if addr := strings.TrimSpace(service.Annotations[AnnotationExternalAddr]); addr != "" {
-			if host, _, err := net.SplitHostPort(addr); err == nil {
-				addr = host
-			}
-			hosts = append(hosts, addr)
+		if addr, err := text.HostPort(service.Annotations[AnnotationExternalAddr], tunnelPort); err == nil {
+			host, _, _ := net.SplitHostPort(addr)
+			hosts = append(hosts, host)
 		}
 		// A headless Service has "None", which could be a name.
 		for _, ip := range service.Spec.ClusterIPs {
@@ -35,10 +33,7 @@ func ServerHosts(service *corev1.Service, node *corev1.Node) []string {
 			}
 		}
 	}
-	for _, addr := range node.Status.Addresses {
-		if (addr.Type == corev1.NodeInternalIP || addr.Type == corev1.NodeExternalIP) && net.ParseIP(addr.Address) != nil {
-			hosts = append(hosts, addr.Address)
-		}
-	}
+	hosts = append(hosts, hostsOfNode(node, corev1.NodeInternalIP)...)
+	hosts = append(hosts, hostsOfNode(node, corev1.NodeExternalIP)...)
 	return identity.Hosts(hosts)
 }

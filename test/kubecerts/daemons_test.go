@@ -88,14 +88,14 @@ func TestDaemons(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	annotate("localhost:10262") // an address of the loopback would not be taken
 	ca := filepath.Join(t.TempDir(), "ca.crt")
 	server := startCloud(t, s, ca)
+	annotate("localhost:" + server.port) // an address of the loopback would not be taken
 	config := s.PodToken(namespace, "tunnel-agent", "edge-1")
 	dir := t.TempDir()
 	agent := func() *process {
 		t.Helper()
-		return launch(t, nil, "tunnel-agent", "--server", "localhost:"+server.port, "--ca-cert", ca, "--certificate-from", "kubernetes", "--kubeconfig", config,
+		return launch(t, nil, "tunnel-agent", "--state-dir", filepath.Join(dir, "state"), "--ca-cert", ca, "--certificate-from", "kubernetes", "--kubeconfig", config,
 			"--node-name", "edge-1", "--certificate-dir", filepath.Join(dir, "kept"), "--admin", "127.0.0.1:0", "--control", filepath.Join(dir, "agent.sock"))
 	}
 
@@ -142,14 +142,19 @@ func TestDaemons(t *testing.T) {
 		t.Error(body)
 	}
 
-	// The load balancer is another one.
+	// The load balancer is another one, and does not lead in yet: the tunnel by the old one stays.
 	before := server.store.Self().Serial
 	annotate("localhost.example.org:10262")
 	eventually(t, "server's certificate reissued", func() bool { return server.store.Self().Serial != before })
-	annotate("localhost:10262")
+	says(`"servers":["localhost.example.org:10262"]`)
+	if !a.ready() {
+		t.Error("the agent left its tunnel before it had another one")
+	}
+	annotate("localhost:" + server.port)
 	before = server.store.Self().Serial
 	eventually(t, "and again", func() bool { return server.store.Self().Serial != before })
 	eventually(t, "agent logged in", a.ready)
+	says(`"servers":["localhost:` + server.port + `"]`)
 
 	s.Kill()
 	a.stop()
@@ -158,5 +163,9 @@ func TestDaemons(t *testing.T) {
 	if body := a.get("/metrics"); !strings.Contains(body, "\nedge_tunnel_agent_certificates_issued_total 0\n") {
 		t.Error(body)
 	}
+	says(`"stored":true`)
+	says("follow Service kube-system/x-tunnel-server-svc")
+	s.Start()
+	says(`"stored":false`)
 	a.stop()
 }

@@ -34,7 +34,7 @@ func TestJudge(t *testing.T) {
 		{"cmd/tunnel-server", module + "/tools/importcheck", "wired from pkg/ and cmd/ only"},
 		{"cmd/tunnelctl", "github.com/spf13/cobra", ""},
 		{"pkg/kube", "k8s.io/client-go/rest", ""},
-		{"pkg/kube/servercfg", "k8s.io/api/core/v1", "agents use it"},
+		{"pkg/kube/servercfg", "k8s.io/api/core/v1", "it does without"},
 		{"cmd/tunnel-server", "k8s.io/client-go/rest", "only pkg/kube"},
 		{"tools/demo", module + "/test/netlab", ""},
 		{"test/netlab", "testing", ""},

@@ -21,8 +21,13 @@ type Flags struct {
 
 	groups   []group
 	required []string
-	excused  func() bool // of optional
-	optional []string
+	optional []optional
+}
+
+// optional are flags that are required unless excused says otherwise.
+type optional struct {
+	excused func() bool
+	names   []string
 }
 
 // Example is a command that works, and what it is for.
@@ -52,7 +57,7 @@ func (f *Flags) Require(names ...string) { f.required = append(f.required, names
 
 // RequireUnless is Require for flags that others may take the place of: whether they do is asked after the flags were parsed.
 func (f *Flags) RequireUnless(excused func() bool, names ...string) {
-	f.excused, f.optional = excused, names
+	f.optional = append(f.optional, optional{excused, names})
 	f.Require(names...)
 }
 
@@ -81,9 +86,11 @@ func (f *Flags) Parse(env Env) error {
 		fmt.Fprintln(env.Stdout, VersionLine(env.Name))
 		return ErrDone
 	}
-	if f.excused != nil && f.excused() {
-		for _, name := range f.optional {
-			delete(all.Lookup(name).Annotations, required)
+	for _, o := range f.optional {
+		for _, name := range o.names {
+			if o.excused() {
+				delete(all.Lookup(name).Annotations, required)
+			}
 		}
 	}
 	return errors.Join(NoArgs(all.Args()), Missing(all))
