@@ -10,10 +10,8 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
-	"net"
+	"maps"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube/text"
 )
 
 // What the Leases of servers say. All of them have the label; its value is what they are.
@@ -43,8 +43,6 @@ const (
 	// each login: 1,000 of each at once when a server with 1,000 agents goes. One for each server would send 20 KB to every server for
 	// each agent that flaps. Each Lease has one writer, so there are no conflicts.
 	registryShards = 16
-	// A shard has no more names than fit into an object's annotations; the rest are not recorded, which costs a question.
-	maxShardText = 200 << 10
 
 	// A server says so much of what it refuses. The rest has to be looked up there.
 	maxRefusedText = 64 << 10
@@ -87,7 +85,7 @@ type Registry struct {
 }
 
 type serverLease struct {
-	server, addr string
+	server, addr string // addr is empty if it is not known
 	renewed      time.Time
 }
 
@@ -228,15 +226,15 @@ func (r *Registry) beat() *coordinationv1.Lease {
 func (r *Registry) record(ctx context.Context) {
 	for i := range registryShards {
 		r.mu.Lock()
-		dirty, text := r.dirty[i], shardText(r.own[i])
+		dirty, nodes := r.dirty[i], text.FormatNodes(slices.Collect(maps.Keys(r.own[i])))
 		r.dirty[i] = false
 		r.mu.Unlock()
 		if !dirty {
 			continue
 		}
-		l := r.lease(registryNodes, r.shardName(i), annotationTunnel, text)
+		l := r.lease(registryNodes, r.shardName(i), annotationTunnel, nodes)
 		old, _ := r.leases.get(l.Name)
-		if same := old != nil && old.Annotations[annotationTunnel] == text; same || old == nil && text == "" {
+		if same := old != nil && old.Annotations[annotationTunnel] == nodes; same || old == nil && nodes == "" {
 			continue
 		}
 		if !r.write(ctx, l) {
@@ -272,25 +270,6 @@ func refusedText(list []Refusal) string {
 		text = append(text, one...)
 	}
 	return string(append(text, ']'))
-}
-
-func shardText(nodes map[string]struct{}) string {
-	names := make([]string, 0, len(nodes))
-	for node := range nodes {
-		names = append(names, node)
-	}
-	slices.Sort(names)
-	var b strings.Builder
-	for _, name := range names {
-		if b.Len()+1+len(name) > maxShardText {
-			break
-		}
-		if b.Len() > 0 {
-			b.WriteByte(',')
-		}
-		b.WriteString(name)
-	}
-	return b.String()
 }
 
 // write makes a Lease or replaces it: we are its only writer.
@@ -339,7 +318,8 @@ func (r *Registry) seen(old, now *coordinationv1.Lease) {
 		case l == old:
 			delete(r.servers, l.Name)
 		default:
-			s := serverLease{server: server, addr: l.Annotations[annotationPeer]}
+			s := serverLease{server: server}
+			s.addr, _ = text.HostPort(l.Annotations[annotationPeer], 0) // none, if it is none
 			if l.Spec.RenewTime != nil {
 				s.renewed = l.Spec.RenewTime.Time
 			}
@@ -353,10 +333,9 @@ func (r *Registry) seen(old, now *coordinationv1.Lease) {
 }
 
 // index needs mu.
-func (r *Registry) index(server, text string, add bool) {
-	for node := range strings.SplitSeq(text, ",") {
+func (r *Registry) index(server, nodes string, add bool) {
+	for _, node := range text.Nodes(nodes) {
 		switch servers := r.owners[node]; {
-		case node == "":
 		case add && servers == nil:
 			r.owners[node] = map[string]struct{}{server: {}}
 		case add:
@@ -379,9 +358,7 @@ func (r *Registry) peers() []string {
 	}
 	var list []string
 	for _, s := range r.servers {
-		host, port, err := net.SplitHostPort(s.addr)
-		n, bad := strconv.ParseUint(port, 10, 16)
-		if err == nil && bad == nil && n > 0 && host != "" && latest.Sub(s.renewed) < serverGone {
+		if s.addr != "" && latest.Sub(s.renewed) < serverGone {
 			list = append(list, s.addr)
 		}
 	}

@@ -170,8 +170,7 @@ func TestRegistryLeavesOut(t *testing.T) {
 	eventually(t, "and back", one.peersAre("192.0.2.2:10262", "192.0.2.3:10262"))
 }
 
-// Whatever a Lease says, it is forgotten with the Lease, and what is passed on can be dialed. (No fuzz target: client-go takes minutes to
-// be built for one.)
+// Whatever a Lease says, it is forgotten with the Lease, and what is passed on can be dialed. What reads the annotations is fuzzed in package text.
 func TestRegistryForgets(t *testing.T) {
 	var told []string
 	r, err := NewRegistry(RegistryConfig{Client: fake.NewClientset(), Namespace: ns, Server: "cloud-1",
@@ -179,7 +178,7 @@ func TestRegistryForgets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	odd := []string{"", ",", ",,", "edge-1", "edge-1,edge-2,,edge-1", "192.0.2.2:10262", "[::1]:0", "::1:1", ":1", "a:65536", "a:-1", "\x00,\xff"}
+	odd := []string{"", ",", ",,", "edge-1", "edge-1,edge-2,,edge-1", "192.0.2.2:10262", "[::1]:0", "::1:1", ":1", "a:65536", "a:-1", "\x00,\xff", "127.0.0.1:1"}
 	now := metav1.NowMicro()
 	for _, kind := range []string{registryServer, registryNodes, "", "other"} {
 		for _, server := range []string{"", "cloud-2"} {
