@@ -9,6 +9,7 @@ import (
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubemetrics"
 	"github.com/edge-tunnel/edge-tunnel/pkg/deliver"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/kube/servercfg"
@@ -22,6 +23,7 @@ type options struct {
 	tunnels int
 	files   identity.Files
 	cluster kubecert.Options
+	scrape  kubemetrics.Options
 
 	loopbackPorts []uint16
 	configDir     string // empty: none
@@ -87,6 +89,7 @@ func parse(env cli.Env) (options, error) {
 
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
+	o.scrape.Flags(host)
 	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl, at this `PATH`.")
 	host.DurationVar(&o.drainTimeout, "drain-timeout", o.drainTimeout, "How long open connections may go on after SIGTERM.")
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")

@@ -55,6 +55,11 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer controlLn.Close()
+	scrape, err := o.scrape.Open(ctx, env, o.cluster.Kubeconfig, nil, log) // no server's certificate: it is for logins only
+	if err != nil {
+		return err
+	}
+	defer scrape.Close()
 
 	conns := maxConns()
 	handler, err := deliver.New(deliver.Config{
@@ -128,6 +133,7 @@ func run(ctx context.Context, env cli.Env) error {
 	group.Go(func() error { loopback.run(services); return nil })
 	group.Go(func() error { return agent.Run(services) })
 	group.Go(func() error { return adminServer.Serve(services, adminLn) })
+	group.Go(func() error { return scrape.Serve(services, adminServer) })
 	group.Go(func() error { return control.Serve(services, controlLn) })
 	group.Go(func() error { daemon.Reload(services, env.Reload, store, log); return nil })
 	group.Go(func() error { renew(services, store, agent); return nil })

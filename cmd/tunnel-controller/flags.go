@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubemetrics"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 )
@@ -32,9 +33,10 @@ type options struct {
 	edge     kube.EdgeNodes
 	records  string // NAMESPACE/NAME of the ConfigMap with names of nodes; empty: none
 
-	admin string
-	pprof bool
-	log   cli.Log
+	admin  string
+	scrape kubemetrics.Options
+	pprof  bool
+	log    cli.Log
 }
 
 func parse(env cli.Env) (options, error) {
@@ -97,6 +99,7 @@ func parse(env cli.Env) (options, error) {
 
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
+	o.scrape.Flags(host)
 	host.BoolVar(&o.pprof, "pprof", false, "Serve profiles on the admin address.")
 
 	cli.LogVar(flags.Group("Logging"), &o.log)

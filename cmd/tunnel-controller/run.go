@@ -82,6 +82,11 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer adminLn.Close()
+	scrape, err := o.scrape.Open(ctx, env, o.kubeconfig, nil, log)
+	if err != nil {
+		return err
+	}
+	defer scrape.Close()
 	adminServer, err := admin.New(admin.Config{
 		Name: env.Name, Version: cli.Version(), Ready: c.conditions, Metrics: c.metrics, State: c.state, Pprof: o.pprof, Log: log,
 	})
@@ -94,6 +99,7 @@ func run(ctx context.Context, env cli.Env) error {
 	defer stop()
 	group, services := errgroup.WithContext(services)
 	group.Go(func() error { return adminServer.Serve(services, adminLn) })
+	group.Go(func() error { return scrape.Serve(services, adminServer) })
 	group.Go(func() error {
 		defer stop()
 		both, cancel := context.WithCancel(ctx)

@@ -16,6 +16,7 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/cli"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/daemon"
 	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubecert"
+	"github.com/edge-tunnel/edge-tunnel/cmd/internal/kubemetrics"
 	"github.com/edge-tunnel/edge-tunnel/pkg/identity"
 	"github.com/edge-tunnel/edge-tunnel/pkg/kube"
 	"github.com/edge-tunnel/edge-tunnel/pkg/redirect"
@@ -32,6 +33,7 @@ type options struct {
 	peers        []string // HOST:PORT
 	files        identity.Files
 	cluster      kubecert.Options
+	scrape       kubemetrics.Options
 
 	ports        []uint16 // tunneled ports, alwaysTunneled included
 	cidrs        []netip.Prefix
@@ -145,6 +147,7 @@ func parse(env cli.Env) (options, error) {
 
 	host := flags.Group("Host")
 	cli.ListenVar(host, &o.admin, "admin", "Where to serve health, metrics and read-only state.")
+	o.scrape.Flags(host)
 	host.StringVar(&o.control, "control", o.control, "Unix socket for tunnelctl, at this `PATH`.")
 	host.StringVar(&o.stateDir, "state-dir", "", "Remember edge nodes across reboots in this `DIR`. Default: only the kernel's maps remember, until a reboot.")
 	host.StringVar(&o.bpffs, "bpffs", o.bpffs, "`DIR` where the BPF file system is mounted.")
@@ -182,6 +185,7 @@ func (o *options) validate() error {
 	}
 	notRedirect("listen-tunnel", portOf(o.listenTunnel))
 	notRedirect("admin", portOf(o.admin))
+	notRedirect("metrics", portOf(o.scrape.Addr()))
 	var v4, v6 int
 	for _, a := range o.nodeIPs {
 		if a.Is4() {
@@ -222,7 +226,7 @@ func (o *options) validate() error {
 			errs = append(errs, cli.WithHint(cli.Usagef("--%s: %q is not NAMESPACE/NAME", object.flag, object.text), "expected such as "+object.example))
 		}
 	}
-	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On || o.connected || o.portsFrom != "" || o.daemonSet != "" || len(o.services) > 0) {
+	if !o.kubernetes && (o.kubeconfig != "" && !o.cluster.On && !o.scrape.On() || o.connected || o.portsFrom != "" || o.daemonSet != "" || len(o.services) > 0) {
 		errs = append(errs, cli.WithHint(cli.Usagef("--kubeconfig, --ports-configmap, --daemonset, --service-cidr and --intercept-nodes are about Kubernetes"), "add --nodes-from kubernetes"))
 	}
 	if o.maxConns < 0 {

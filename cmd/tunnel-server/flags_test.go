@@ -67,6 +67,7 @@ func TestBadFlags(t *testing.T) {
 		{"--tunneled-ports 10277", "error: --tunneled-ports: 10277 is one of the redirect ports 10270-10277\nhint: choose other redirect ports with --redirect-port\n"},
 		{"--redirect-port 10248", "error: --tunneled-ports: 10250 is one of the redirect ports 10248-10255\nerror: --tunneled-ports: 10255 is"},
 		{"--redirect-port 10256", "error: --listen-tunnel: 10262 is one of the redirect ports 10256-10263\nhint: choose other"},
+		{"--metrics :10271", "error: --metrics: 10271 is one of the redirect ports 10270-10277\n"},
 		{"--redirect-port 10265", "error: --admin: 10265 is one of the redirect ports 10265-10272\n"},
 		{"--node-ip 10.0.0.1,10.0.0.2", "error: --node-ip: at most one address for each family\n"},
 		{"--node-ip 127.0.0.1", "error: --node-ip: pods cannot reach 127.0.0.1\n"},

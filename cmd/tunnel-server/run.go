@@ -76,6 +76,11 @@ func run(ctx context.Context, env cli.Env) error {
 		return err
 	}
 	defer controlLn.Close()
+	scrape, err := o.scrape.Open(ctx, env, o.kubeconfig, ids.Leaf, log)
+	if err != nil {
+		return err
+	}
+	defer scrape.Close()
 
 	known, err := route.OpenKnown(o.stateDir, log)
 	if err != nil {
@@ -237,6 +242,7 @@ func run(ctx context.Context, env cli.Env) error {
 	frontGroup.Go(func() error { return targets.run(front) })
 	frontGroup.Go(func() error { return known.Run(front) })
 	frontGroup.Go(func() error { return adminServer.Serve(front, adminLn) })
+	frontGroup.Go(func() error { return scrape.Serve(front, adminServer) })
 	frontGroup.Go(func() error { return control.Serve(front, controlLn) })
 	if cloud != nil {
 		frontGroup.Go(func() error { return cloud.nodes.Run(front) })

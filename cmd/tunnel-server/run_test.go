@@ -4,8 +4,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -216,6 +219,41 @@ func TestStopsWhileItWaits(t *testing.T) {
 	if _, err := admin.NewClient(n.socket()).Status(t.Context()); err != nil {
 		t.Errorf("the first one: %v", err)
 	}
+}
+
+// Metrics over TLS have the server's own certificate, and are for whom an API server knows: here there is none.
+func TestMetricsOverTLS(t *testing.T) {
+	n := newNode(t)
+	config := writeFile(t, filepath.Join(n.dir, "kubeconfig"), `{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}], users: [{name: u, user: {}}]}`, 0o600)
+	p := n.start("--metrics", "127.0.0.1:10278", "--kubeconfig", config)
+	ca, err := os.ReadFile(n.pki.file("ca.crt"))
+	must(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	ask := func(token string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://127.0.0.1:10278/metrics", http.NoBody)
+		must(t, err)
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := client.Do(req)
+		must(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		return resp.StatusCode, string(body)
+	}
+	if code, body := ask(""); code != http.StatusUnauthorized || !strings.Contains(body, "show a token") {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, body := ask("x"); code != http.StatusServiceUnavailable || !strings.Contains(body, "does not say who has the token") {
+		t.Errorf("%d %s", code, body)
+	}
+	p.stop()
+	p.wantEnd(cli.StatusOK)
 }
 
 // Listeners and rules follow the node's addresses.

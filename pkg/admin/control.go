@@ -51,7 +51,7 @@ const maxNodeName = 253
 // Serve answers on ln, which it closes, until ctx ends.
 func (c Control) Serve(ctx context.Context, ln net.Listener) error {
 	c.Log = orDiscard(c.Log)
-	if err := serve(ctx, ln, c.Handler(), 30*time.Second, c.Log); err != nil {
+	if err := serve(ctx, ln, nil, c.Handler(), 30*time.Second, c.Log); err != nil {
 		return fmt.Errorf("serve control socket: %w", err)
 	}
 	return nil

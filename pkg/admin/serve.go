@@ -4,6 +4,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -21,8 +22,8 @@ const (
 	grace     = time.Second // for requests in progress at the end
 )
 
-// serve answers on ln until ctx ends. It closes ln and returns after the last goroutine has.
-func serve(ctx context.Context, ln net.Listener, handler http.Handler, writeTimeout time.Duration, log *slog.Logger) error {
+// serve answers on ln, with TLS if that is configured, until ctx ends. It closes ln and returns after the last goroutine has.
+func serve(ctx context.Context, ln net.Listener, encrypted *tls.Config, handler http.Handler, writeTimeout time.Duration, log *slog.Logger) error {
 	var conns sync.WaitGroup
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -56,7 +57,11 @@ func serve(ctx context.Context, ln net.Listener, handler http.Handler, writeTime
 			_ = server.Close()
 		}
 	})
-	err := server.Serve(netutil.LimitListener(ln, maxConns))
+	ln = netutil.LimitListener(ln, maxConns)
+	if encrypted != nil {
+		ln = tls.NewListener(ln, encrypted)
+	}
+	err := server.Serve(ln)
 	if unwatch() { // the listener failed by itself
 		_ = server.Close()
 	} else {

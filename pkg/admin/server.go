@@ -59,6 +59,7 @@ func (c Config) Validate() error {
 type Server struct {
 	config  Config
 	handler http.Handler
+	metrics http.Handler
 }
 
 // New returns a server for [Server.Serve].
@@ -100,12 +101,15 @@ func New(config Config) (*Server, error) {
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
-	s.handler = guarded(mux)
+	s.handler, s.metrics = guarded(mux), metrics
 	return s, nil
 }
 
 // Handler returns what [Server.Serve] serves.
 func (s *Server) Handler() http.Handler { return s.handler }
+
+// Metrics is the answer of /metrics alone, for a [Scrape].
+func (s *Server) Metrics() http.Handler { return s.metrics }
 
 // Serve answers on ln, which it closes, until ctx ends.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
@@ -113,7 +117,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if s.config.Pprof {
 		timeout = 5 * time.Minute // a profile takes as long as it was asked to
 	}
-	if err := serve(ctx, ln, s.handler, timeout, s.config.Log); err != nil {
+	if err := serve(ctx, ln, nil, s.handler, timeout, s.config.Log); err != nil {
 		return fmt.Errorf("serve admin address: %w", err)
 	}
 	return nil

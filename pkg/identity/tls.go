@@ -21,12 +21,7 @@ func (s *Store) ServerTLS(protocols map[string]Role) *tls.Config {
 		Time:                   s.now,
 		NextProtos:             slices.Sorted(maps.Keys(protocols)),
 		SessionTicketsDisabled: true,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if leaf := s.state.Load().leaf; leaf != nil {
-				return leaf, nil
-			}
-			return nil, errNoLeaf
-		},
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.Leaf() },
 		// Requested only: crypto/tls would refuse a missing or bad certificate with an error without a reason.
 		// VerifyConnection runs in every handshake and does require one.
 		ClientAuth: tls.RequestClientCert,
@@ -39,6 +34,14 @@ func (s *Store) ServerTLS(protocols map[string]Role) *tls.Config {
 			return s.verifyRole(cs, want)
 		},
 	}
+}
+
+// Leaf returns the present certificate, or an error while there is none.
+func (s *Store) Leaf() (*tls.Certificate, error) {
+	if leaf := s.state.Load().leaf; leaf != nil {
+		return leaf, nil
+	}
+	return nil, errNoLeaf
 }
 
 // ClientTLS returns the configuration for dialing a server: TLS 1.3, one ALPN protocol, a certificate of RoleServer that names

@@ -85,6 +85,20 @@ nodeAffinity:
 - {name: ca, configMap: {name: edge-tunnel-ca, items: [{key: ca.crt, path: ca.crt}]}}
 {{- end }}
 
+{{/* What whoever has metrics over TLS needs; for a ClusterRole. */}}
+{{- define "reviews" -}}
+{{- if .Values.metrics }}
+  # create: to ask who wants the metrics.
+  - apiGroups: [authentication.k8s.io]
+    resources: [tokenreviews]
+    verbs: [create]
+  # create: and whether that one may have them.
+  - apiGroups: [authorization.k8s.io]
+    resources: [subjectaccessreviews]
+    verbs: [create]
+{{- end }}
+{{- end }}
+
 {{/* The binding of a role to an account: kind is Role or ClusterRole, namespace that of the role. */}}
 {{- define "binding" -}}
 apiVersion: rbac.authorization.k8s.io/v1

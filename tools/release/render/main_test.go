@@ -115,7 +115,7 @@ func TestChart(t *testing.T) {
 	for name, set := range map[string][]string{
 		"default": nil,
 		"nodeport": {
-			"service.type=NodePort", "service.nodePort=31008", "service.externalAddr=tunnel.example.com:31008", "service.name=other", "portsConfigMap=yurt-tunnel-server-cfg",
+			"metrics=true", "service.type=NodePort", "service.nodePort=31008", "service.externalAddr=tunnel.example.com:31008", "service.name=other", "portsConfigMap=yurt-tunnel-server-cfg",
 			"ports={9100,9256}", "edge.labels={example.com/edge=yes}", "edge.modeLabels=null",
 		},
 		"fixed": {
@@ -124,7 +124,7 @@ func TestChart(t *testing.T) {
 		},
 		"less": {
 			"priorityClass.create=false", "priorityClass.name=", "networkPolicy.create=false", "server.resources=null", "agent.tolerations=null", "seLinuxOptions=null",
-			"image.pullSecrets={a,b}", "controller.nodeSelector.a=b", "server.extraCapabilities={SYS_RESOURCE}", "server.extraArgs={--target-cidr=10.0.0.0/8}", "agent.logLevel=debug",
+			"image.pullSecrets={a,b}", "controller.nodeSelector.a=b", "server.extraCapabilities={SYS_RESOURCE}", "server.extraArgs={--target-cidr=10.0.0.0/8}", "controller.nodeStatus=false", "agent.logLevel=debug",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -285,6 +285,10 @@ func TestValuesCount(t *testing.T) {
 	server := find(documents, "DaemonSet", "tunnel-server").Spec.Template.Spec
 	if server.PriorityClassName != "mine" || server.Containers[0].Image != "registry.example.com/x:v9" || !slices.Contains(server.Containers[0].Args, "--tunneled-ports=9100,9256") {
 		t.Errorf("%+v", server)
+	}
+	scraped := rendered(t, "metrics=true", "ports={9100}")
+	if args := find(scraped, "DaemonSet", "tunnel-server").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--tunneled-ports=9100,10279") || !slices.Contains(args, "--metrics=:10278") {
+		t.Errorf("%q", args)
 	}
 	if kinds := rendered(t); find(kinds, "NetworkPolicy", "tunnel-controller").Kind == "" || find(kinds, "PriorityClass", "edge-tunnel").Kind == "" {
 		t.Error("what is there by default is not")
