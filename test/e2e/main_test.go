@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package e2e tests the real programs from end to end: tunnel-server, tunnel-agent and tunnelctl are built once (with the
+// Package e2e tests the real programs from end to end: tunnel-server, tunnel-agent, tunnel-controller and tunnelctl are built once (with the
 // race detector if the tests have it) and run in a lab of network namespaces ([netlab]). It needs root.
 //
 // A test makes a world, and starts in it what it needs:

@@ -49,7 +49,7 @@ func buildPrograms(race bool) (string, error) {
 	if race {
 		args = append(args, "-race")
 	}
-	for _, name := range []string{"tunnel-server", "tunnel-agent", "tunnelctl"} {
+	for _, name := range []string{"tunnel-server", "tunnel-agent", "tunnel-controller", "tunnelctl"} {
 		args = append(args, "github.com/edge-tunnel/edge-tunnel/cmd/"+name)
 	}
 	out, err := exec.Command("go", args...).CombinedOutput()
