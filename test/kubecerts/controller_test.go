@@ -434,16 +434,19 @@ func cannot(verb, resource string) *regexp.Regexp {
 	return regexp.MustCompile(`cannot ` + verb + ` resource \\*"` + regexp.QuoteMeta(resource) + `\\*"`)
 }
 
-// right is one that the controller has.
+// right is one that a role gives.
 type right struct {
 	verb, resource string
 	names          []string
 	role           string
 }
 
-// eachRight runs a test for each of some rights of the controller, without it. Back gives it back.
-func eachRight(t *testing.T, s *kubebed.Server, of func(right) bool, test func(t *testing.T, verb, resource string, env []string, back func())) {
+// eachRight runs a test for each of some rights, without it. Back gives it back. They are those of the controller, if no roles are named.
+func eachRight(t *testing.T, s *kubebed.Server, of func(right) bool, test func(t *testing.T, verb, resource string, env []string, back func()), roles ...string) {
 	t.Helper()
+	if len(roles) == 0 {
+		roles = []string{role, bigRole, leaseRole, eventRole}
+	}
 	type rules struct {
 		Rules []struct {
 			APIGroups     []string `json:"apiGroups"`
@@ -452,7 +455,7 @@ func eachRight(t *testing.T, s *kubebed.Server, of func(right) bool, test func(t
 			Verbs         []string `json:"verbs"`
 		} `json:"rules"`
 	}
-	for _, path := range []string{role, bigRole, leaseRole, eventRole} {
+	for _, path := range roles {
 		var whole rules
 		if err := s.Do(http.MethodGet, path, nil, &whole); err != nil {
 			t.Fatal(err)

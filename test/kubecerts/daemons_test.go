@@ -169,3 +169,30 @@ func TestDaemons(t *testing.T) {
 	says(`"stored":false`)
 	a.stop()
 }
+
+// TestRightsOfAgents takes each right of an agent away in turn: it has to say which one it lacks.
+func TestRightsOfAgents(t *testing.T) {
+	s := bed(t)
+	s.Create("/api/v1/nodes", kubebed.Object{"metadata": kubebed.Object{"name": "cloud-1"}})
+	s.Create("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", kubebed.Object{"metadata": kubebed.Object{"name": "x-tunnel-server-svc-1",
+		"labels": kubebed.Object{"kubernetes.io/service-name": "x-tunnel-server-svc"}}, "addressType": "IPv4", "ports": []kubebed.Object{{"name": "tunnels", "port": 10262}},
+		"endpoints": []kubebed.Object{{"addresses": []string{"10.0.0.1"}, "nodeName": "cloud-1"}}})
+	config := s.PodToken(namespace, "tunnel-agent", "edge-1")
+	n := 0
+	eachRight(t, s, func(right) bool { return true }, func(t *testing.T, verb, resource string, env []string, back func()) {
+		n++
+		dir := t.TempDir()
+		a := launch(t, env, "tunnel-agent", "--state-dir", dir, "--ca-cert", filepath.Join(dir, "ca.crt"), "--certificate-from", "kubernetes", "--kubeconfig", config,
+			"--node-name", "edge-1", "--certificate-dir", dir, "--admin", "127.0.0.1:0", "--control", filepath.Join(dir, "agent.sock"))
+		says := func() bool { return cannot(verb, resource).MatchString(a.get("/state")) }
+		eventually(t, "says which right is missing", says)
+		back()
+		if resource != "nodes" { // which it looks at again an hour later
+			eventually(t, "says so no more", func() bool { return !says() })
+		}
+		a.stop()
+	}, "/apis/rbac.authorization.k8s.io/v1/clusterroles/edge-tunnel-agent", "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/roles/edge-tunnel-agent")
+	if n != 7 {
+		t.Errorf("%d rights", n)
+	}
+}
