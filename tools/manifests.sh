@@ -7,12 +7,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C
 out=deploy/manifests/edge-tunnel.yaml
-mark='# Hash of chart, renderer and this file: '
+cleanup=deploy/manifests/cleanup.yaml
+mark='# Hash of chart, renderer and what came out: '
 
 hash() {
 	{
 		find deploy/chart tools/release/go.mod tools/release/go.sum tools/release/render -type f ! -name '*_test.go' -print0 | sort -z | xargs -0 sha256sum
 		grep -v "^$mark" "$out"
+		cat "$cleanup"
 	} | sha256sum | cut -d ' ' -f 1
 }
 
@@ -23,5 +25,7 @@ if [ "${1:-}" = check ]; then
 fi
 mkdir -p "$(dirname "$out")"
 go run -C tools/release ./render "$PWD/deploy/chart" >"$out.part"
+go run -C tools/release ./render -hooks "$PWD/deploy/chart" >"$cleanup.part"
 mv "$out.part" "$out"
+mv "$cleanup.part" "$cleanup"
 sed -i "3a $mark$(hash)" "$out"

@@ -37,6 +37,7 @@ func newRoot(env cli.Env) *cobra.Command {
 		inGroup(groupAct, pkiCommand(env)), inGroup(groupAct, forgetCommand(env)),
 		inGroup(groupAct, drainCommand(env)), inGroup(groupAct, mountCommand(env)),
 		inGroup(groupAct, cleanupCommand(env)), inGroup(groupAct, migrateCommand(env)),
+		pauseCommand(), awaitCommand(env),
 	)
 	ofSubcommands(root)
 	tameCompletion(root)

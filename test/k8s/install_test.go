@@ -5,6 +5,7 @@ package k8s
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -126,12 +127,18 @@ func (w *world) showPods() {
 	}
 }
 
-// tunnelDown takes all of it away, and out of the kernel what servers leave there.
+// tunnelDown does what an operator does: after the cleanup nothing of ours is in a kernel, then the rest is taken away.
 func (w *world) tunnelDown() {
 	w.t.Helper()
-	if _, err := w.Kubectl("delete", "--filename", filepath.Join(w.manifests(), "edge-tunnel.yaml"), "--wait=false"); err != nil {
-		w.t.Fatal(err)
+	file := func(name string) string { return "--filename=" + filepath.Join(w.manifests(), name) }
+	w.kubectl("apply", file("cleanup.yaml"))
+	w.kubectl("wait", "--namespace=kube-system", "--for=condition=complete", "--timeout=50s", "job/tunnel-cleanup")
+	for _, n := range w.Cloud {
+		if pins, err := os.ReadDir(filepath.Join(n.BPFFS(), "edge-tunnel")); !errors.Is(err, fs.ErrNotExist) {
+			w.t.Errorf("%s has pins: %v, %v", n.Name, pins, err)
+		}
 	}
+	w.kubectl("delete", file("cleanup.yaml"), file("edge-tunnel.yaml"), "--wait=false")
 	w.eventually(func() error {
 		out, err := w.Kubectl("get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=edge-tunnel", "--output=name")
 		if err == nil && strings.Contains(out, "pod/") {
@@ -139,10 +146,33 @@ func (w *world) tunnelDown() {
 		}
 		return err
 	})
-	for _, n := range w.Cloud {
-		if _, err := n.Run(filepath.Join(w.bin, "tunnelctl"), "cleanup"); err != nil {
-			w.t.Fatal(err)
+}
+
+// breakServer replaces one server by what never starts: its programs stay in the kernel, and connects are refused.
+func (w *world) breakServer() {
+	w.t.Helper()
+	w.kubectl("set", "image", "--namespace=kube-system", "daemonset/tunnel-server", "tunnel-server=absent.test/server:v1")
+	w.eventually(func() error {
+		var set struct {
+			Status struct{ NumberReady, UpdatedNumberScheduled int }
 		}
+		err := w.Do(http.MethodGet, workloads+"daemonsets/tunnel-server", nil, &set)
+		if s := set.Status; err == nil && (s.NumberReady != 1 || s.UpdatedNumberScheduled != 1) {
+			err = fmt.Errorf("%+v", s)
+		}
+		return err
+	})
+	for _, n := range w.Cloud {
+		if _, err := os.Stat(filepath.Join(n.BPFFS(), "edge-tunnel")); err != nil {
+			w.t.Errorf("%s has no pins: %v", n.Name, err)
+		}
+	}
+}
+
+func (w *world) kubectl(args ...string) {
+	w.t.Helper()
+	if _, err := w.Kubectl(args...); err != nil {
+		w.t.Fatal(err)
 	}
 }
 

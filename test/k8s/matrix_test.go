@@ -37,7 +37,9 @@ func TestMatrix(t *testing.T) {
 		w.check("with", checks, true, w.Nodes())
 		w.check("long", longChecks, true, w.Edge[:1])
 		w.dropPorts()
-		w.eventually(w.rights)
+		if err := w.lacking(); err != nil {
+			t.Error(err)
+		}
 		w.tunnelDown()
 		w.check("after", checks, false, w.Edge)
 		t.Logf("checked after %v", since())
@@ -45,6 +47,8 @@ func TestMatrix(t *testing.T) {
 		// The nodes remember a CA that is gone.
 		w.tunnelUp()
 		w.check("again", []check{{"exec", (*client).exec}, {"logs -f", (*client).follow}}, true, w.Edge)
+		w.breakServer()
+		w.eventually(w.unused)
 		w.tunnelDown()
 		t.Logf("installed again and checked after %v", since())
 	})

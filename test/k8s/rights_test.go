@@ -70,21 +70,27 @@ var seldom = []string{
 	"controller create events", // a ConfigMap of names that is nearly full
 	"controller patch events",
 	"controller delete leases", // a server that is gone for good
-	"server get daemonsets",    // a server that ends
 }
 
-// rights fails for each right that nobody used, and for each that somebody lacked.
-func (w *world) rights() error {
+// lacking fails for each right that somebody lacked. Who is being uninstalled lacks all.
+func (w *world) lacking() error {
 	requests, err := w.audited()
-	if err != nil {
-		return err
-	}
-	var errs []error
+	errs := []error{err}
 	for _, r := range requests {
 		if r.Annotations["authorization.k8s.io/decision"] != "allow" {
 			errs = append(errs, fmt.Errorf("forbidden: %+v", r))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// unused fails for each right that nobody has used.
+func (w *world) unused() error {
+	requests, err := w.audited()
+	if err != nil {
+		return err
+	}
+	var errs []error
 	for _, kind := range []string{"clusterroles", "roles"} {
 		var roles struct {
 			Items []struct {

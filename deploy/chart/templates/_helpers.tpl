@@ -16,7 +16,7 @@ image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
-{{/* What the pods of all three have in common. */}}
+{{/* What all pods have in common; values are those of the component. */}}
 {{- define "pod" -}}
 serviceAccountName: tunnel-{{ .component }}
 {{- with .root.Values.image.pullSecrets }}
@@ -28,10 +28,10 @@ imagePullSecrets:
 {{- with .root.Values.priorityClass.name }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with (get .root.Values .component).nodeSelector }}
+{{- with .values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with (get .root.Values .component).tolerations }}
+{{- with .values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
@@ -109,6 +109,9 @@ metadata:
   namespace: {{ . }}
   {{- end }}
   labels: {{- include "labels" . | nindent 4 }}
+  {{- with .annotations }}
+  annotations: {{- . | nindent 4 }}
+  {{- end }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: {{ .kind }}, name: edge-tunnel-{{ .component }}}
 subjects: [{kind: ServiceAccount, name: tunnel-{{ .component }}, namespace: {{ .root.Release.Namespace }}}]
 {{- end }}

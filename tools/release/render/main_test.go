@@ -71,8 +71,13 @@ type container struct {
 
 func rendered(t *testing.T, set ...string) []document {
 	t.Helper()
+	return renderedAs(t, options{namespace: "kube-system", set: set})
+}
+
+func renderedAs(t *testing.T, o options) []document {
+	t.Helper()
 	var out bytes.Buffer
-	if err := render(&out, chart, options{namespace: "kube-system", set: set}); err != nil {
+	if err := render(&out, chart, o); err != nil {
 		t.Fatal(err)
 	}
 	var documents []document
@@ -128,23 +133,28 @@ func TestChart(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			documents := rendered(t, set...)
 			seen := map[string]bool{}
-			workloads := 0
-			for _, d := range documents {
-				id := fmt.Sprintf("%s %s/%s", d.Kind, d.Metadata.Namespace, d.Metadata.Name)
-				if d.APIVersion == "" || d.Kind == "" || d.Metadata.Name == "" || seen[id] {
-					t.Errorf("%s: incomplete, or there twice", id)
+			for hooks, want := range map[bool]int{false: 3, true: 2} {
+				documents := renderedAs(t, options{namespace: "kube-system", set: set, hooks: hooks})
+				workloads := 0
+				for _, d := range documents {
+					id := fmt.Sprintf("%s %s/%s", d.Kind, d.Metadata.Namespace, d.Metadata.Name)
+					if d.APIVersion == "" || d.Kind == "" || d.Metadata.Name == "" || seen[id] {
+						t.Errorf("%s: incomplete, or there twice", id)
+					}
+					seen[id] = true
+					if d.Metadata.Annotations["helm.sh/hook"] == "pre-delete" != hooks {
+						t.Errorf("%s: %v", id, d.Metadata.Annotations)
+					}
+					if p := d.Spec.Template.Spec; len(p.Containers) > 0 {
+						workloads++
+						checkPod(t, bin, documents, p)
+					}
+					checkRules(t, documents, d)
 				}
-				seen[id] = true
-				if p := d.Spec.Template.Spec; len(p.Containers) > 0 {
-					workloads++
-					checkPod(t, bin, documents, p)
+				if workloads != want {
+					t.Errorf("%d workloads, hooks %v", workloads, hooks)
 				}
-				checkRules(t, documents, d)
-			}
-			if workloads != 3 {
-				t.Errorf("%d workloads", workloads)
 			}
 		})
 	}
@@ -167,7 +177,7 @@ func checkPod(t *testing.T, bin string, documents []document, p pod) {
 			s.SeccompProfile.Type != "RuntimeDefault", !slices.Equal(s.Capabilities.Drop, []string{"ALL"}):
 			t.Errorf("%s: %+v", c.Name, s)
 		}
-		if len(s.Capabilities.Add) > 0 && c.Name != "tunnel-server" || !p.HostNetwork && !s.RunAsNonRoot {
+		if len(s.Capabilities.Add) > 0 && c.Name != "tunnel-server" && c.Name != "cleanup" || !p.HostNetwork && !s.RunAsNonRoot {
 			t.Errorf("%s has more than it needs: %+v", c.Name, s)
 		}
 		if c.Ports != nil {
@@ -180,9 +190,9 @@ func checkPod(t *testing.T, bin string, documents []document, p pod) {
 			}
 		}
 		// The variables that Kubernetes fills in.
-		args := strings.Split(regexp.MustCompile(`\$\(\w+\)`).ReplaceAllString(strings.Join(c.Args, "\x00"), "192.0.2.9"), "\x00")
+		given := strings.Split(regexp.MustCompile(`\$\(\w+\)`).ReplaceAllString(strings.Join(c.Args, "\x00"), "192.0.2.9"), "\x00")
 		// Flags are read from left to right, and "help" ends it well.
-		out, err := exec.Command(filepath.Join(bin, c.Command[0]), slices.Concat(c.Command[1:], slices.DeleteFunc(args, func(s string) bool { return s == "" }), []string{"--help"})...).CombinedOutput()
+		out, err := exec.Command(filepath.Join(bin, c.Command[0]), slices.Concat(c.Command[1:], slices.DeleteFunc(given, func(s string) bool { return s == "" }), []string{"--help"})...).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s does not take %q: %v: %s", c.Command, c.Args, err, out)
 		}
@@ -191,7 +201,7 @@ func checkPod(t *testing.T, bin string, documents []document, p pod) {
 		t.Errorf("volumes %v, mounted %v", p.Volumes, mounted)
 	}
 	for _, c := range p.Containers {
-		if c.ReadinessProbe == nil {
+		if c.ReadinessProbe == nil && c.Name != "pause" && c.Name != "await" {
 			t.Errorf("%s has no readiness", c.Name)
 		}
 	}
