@@ -127,6 +127,7 @@ func TestChart(t *testing.T) {
 			"service.loadBalancerIP=203.0.113.7", "service.loadBalancerClass=example.com/lb", "service.loadBalancerSourceRanges={0.0.0.0/0}", "service.annotations.a=b",
 			"agent.servers={tunnel.example.com,203.0.113.8:443}", "server.intercept=host", "portsConfigMap=", "leaseNamespace=elsewhere",
 		},
+		"monitored": {"metrics=true", "serviceMonitor.create=true", "serviceMonitor.labels.release=prometheus"},
 		"less": {
 			"priorityClass.create=false", "priorityClass.name=", "networkPolicy.create=false", "server.resources=null", "agent.tolerations=null", "seLinuxOptions=null",
 			"image.pullSecrets={a,b}", "controller.nodeSelector.a=b", "server.extraCapabilities={SYS_RESOURCE}", "server.extraArgs={--target-cidr=10.0.0.0/8}", "controller.nodeStatus=false", "agent.logLevel=debug",
@@ -300,6 +301,21 @@ func TestValuesCount(t *testing.T) {
 	if args := find(scraped, "DaemonSet", "tunnel-server").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--tunneled-ports=9100,10279") || !slices.Contains(args, "--metrics=:10278") {
 		t.Errorf("%q", args)
 	}
+	monitored := rendered(t, "metrics=true", "serviceMonitor.create=true")
+	for _, name := range []string{"server", "agent", "controller"} {
+		service := find(monitored, "Service", "tunnel-"+name+"-metrics").Spec
+		if find(monitored, "ServiceMonitor", "tunnel-"+name).Kind == "" || len(service.Ports) != 1 {
+			t.Errorf("%s is not monitored: %+v", name, service)
+			continue
+		}
+		flag := fmt.Sprintf("--metrics=:%d", service.Ports[0].Port)
+		if !slices.ContainsFunc(monitored, func(d document) bool {
+			c := d.Spec.Template.Spec.Containers
+			return len(c) == 1 && c[0].Name == "tunnel-"+name && slices.Contains(c[0].Args, flag)
+		}) {
+			t.Errorf("tunnel-%s has no %s", name, flag)
+		}
+	}
 	if kinds := rendered(t); find(kinds, "NetworkPolicy", "tunnel-controller").Kind == "" || find(kinds, "PriorityClass", "edge-tunnel").Kind == "" {
 		t.Error("what is there by default is not")
 	}
@@ -307,6 +323,7 @@ func TestValuesCount(t *testing.T) {
 
 func TestBadValues(t *testing.T) {
 	for _, set := range []string{
+		"serviceMonitor.create=true", // without metrics
 		"image.registry=x", "nonsense=1", "ports={70000}", "service.type=ClusterIP", "service.nodePort=0", "service.externalAddr=tunnel.example.com", "edge.labels={edge}",
 		"edge.labels=null", "server.intercept=pods", "server.extraArgs={x}", "controller.replicas=0", "priorityClass.value=2000000000", "leaseNamespace=", "leaseNamespace=null", "service.type=null", "agent.logLevel=loud",
 	} {
