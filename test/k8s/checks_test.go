@@ -54,6 +54,8 @@ var checks = []check{
 	{"cp", (*client).copy},
 	{"stats", (*client).stats},
 	{"metrics", (*client).metrics},
+	{"scrapes", (*client).scrapes},
+	{"proxy to a pod", (*client).proxy},
 	{"service by a pod", (*client).serviceByPod},
 	{"service by the node's name", (*client).serviceByName},
 	{"service by a process", (*client).serviceByProcess},
@@ -431,6 +433,53 @@ func (c *client) top() error {
 		}
 	}
 	return nil
+}
+
+// scrapes asks the Prometheus in a pod whether it has reached the node's kubelet, its cadvisor and its node-exporter since the question.
+func (c *client) scrapes() error {
+	begin := time.Now()
+	want := map[string]string{"kubelet": "10250", "cadvisor": "10250", "node": kubebed.ExporterPort}
+	for {
+		out, err := c.kubectl(nil, "get", "--raw", "/api/v1/namespaces/default/pods/"+kubebed.PrometheusPod+":9090/proxy/api/v1/targets?state=active")
+		var answer struct {
+			Data struct {
+				ActiveTargets []struct {
+					ScrapePool, Health, LastError string
+					ScrapeURL                     string
+					LastScrape                    time.Time
+				}
+			}
+		}
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &answer)
+		}
+		up := 0
+		for _, t := range answer.Data.ActiveTargets {
+			switch {
+			case !strings.Contains(t.ScrapeURL, "//"+c.node.V4.String()+":"+want[t.ScrapePool]+"/"):
+			case t.Health == "up" && t.LastScrape.After(begin):
+				up++
+			default:
+				err = errors.Join(err, fmt.Errorf("%s: %s since %v: %s", t.ScrapeURL, t.Health, t.LastScrape, t.LastError))
+			}
+		}
+		if err == nil && up == len(want) {
+			return nil
+		}
+		if time.Since(begin) > c.limit {
+			return fmt.Errorf("%d of %d targets are up: %w", up, len(want), errors.Join(err, context.DeadlineExceeded))
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// proxy has the API server itself ask a pod in the node's network.
+func (c *client) proxy() error {
+	out, err := c.kubectl(nil, "get", "--raw", "/api/v1/namespaces/default/pods/host-"+c.node.Name+":"+nodePort+"/proxy/")
+	if err == nil {
+		err = c.greeting(out, "host-"+c.node.Name)
+	}
+	return err
 }
 
 // serviceByPod asks a pod that is in the node's network, from a pod on the second cloud node.

@@ -193,7 +193,7 @@ func (w *world) labelNodes() {
 	}
 	w.patch("/api/v1/nodes/"+w.Cloud[0].Name, kubebed.Object{"spec": kubebed.Object{"taints": []kubebed.Object{{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}}}})
 	w.Create(configMaps, kubebed.Object{
-		"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": nodePort},
+		"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": nodePort + ", " + kubebed.ExporterPort},
 	})
 }
 

@@ -19,7 +19,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is for what takes a moment, on a machine that is busy with other tests.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // world is a cluster with our programs.
 type world struct {

@@ -41,7 +41,7 @@ var longChecks = []check{
 // longLimit is for a machine that does all of them at once, and whatever else.
 const longLimit = 5 * time.Minute
 
-// followLong reads what a pod logs for a minute, while its kubelet rotates the files: complete and in order.
+// followLong reads what a pod logs for a minute: complete and in order.
 func (c *client) followLong() error {
 	c.limit = longLimit
 	const want = chatRate * int64(chatTime/time.Second)

@@ -26,7 +26,7 @@ func TestMatrix(t *testing.T) {
 		lab = filepath.Dir(w.Lab.Dir())
 		t.Logf("ready after %v", since())
 		w.runPods()
-		if err := errors.Join(w.StartMetricsServer(), w.StartDNS("hosts "+w.names()+" {\nreload 100ms\nfallthrough\n}")); err != nil {
+		if err := errors.Join(w.StartMetricsServer(), w.StartDNS("hosts "+w.names()+" {\nreload 100ms\nfallthrough\n}"), w.StartPrometheus()); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("pods run after %v", since())
@@ -36,6 +36,8 @@ func TestMatrix(t *testing.T) {
 		t.Logf("installed after %v", since())
 		w.check("with", checks, true, w.Nodes())
 		w.check("long", longChecks, true, w.Edge[:1])
+		w.suffer()
+		t.Logf("suffered after %v", since())
 		w.dropPorts()
 		if err := w.lacking(); err != nil {
 			t.Error(err)

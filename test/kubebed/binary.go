@@ -5,7 +5,6 @@ package kubebed
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,7 +37,11 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	version, name, err := identify(src)
+	modfile, err := modFile(src)
+	if err != nil {
+		return "", err
+	}
+	version, name, err := identify(src, modfile)
 	if err != nil {
 		return "", err
 	}
@@ -50,7 +53,7 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	path := filepath.Join(dir, name)
 	return path, once(path, func() error {
 		fmt.Fprintf(progress, "building Kubernetes %s into %s (once, takes minutes)\n", version, dir)
-		return build(ctx, src, version, path)
+		return build(ctx, src, modfile, version, path)
 	})
 }
 
@@ -80,7 +83,7 @@ func once(path string, f func() error) error {
 	return f()
 }
 
-func build(ctx context.Context, src, version, path string) error {
+func build(ctx context.Context, src, modfile, version, path string) error {
 	// Without their version the programs call themselves v0.0.0-master, which clients refuse to talk to.
 	numbers := strings.Split(strings.TrimPrefix(version, "v"), ".")
 	flags := "-s -w"
@@ -88,7 +91,7 @@ func build(ctx context.Context, src, version, path string) error {
 		flags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s", p, version, numbers[0], numbers[1])
 	}
 	part := path + ".part"
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", part, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-modfile="+modfile, "-trimpath", "-ldflags", flags, "-o", part, ".")
 	cmd.Dir = src
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -97,25 +100,44 @@ func build(ctx context.Context, src, version, path string) error {
 	return os.Rename(part, path)
 }
 
+// modFile is the go.mod of the version that KUBERNETES names, such as 1.35, or that of the one which is tested by default.
+func modFile(src string) (string, error) {
+	minor := os.Getenv("KUBERNETES")
+	if minor == "" {
+		return "go.mod", nil
+	}
+	others, err := filepath.Glob(filepath.Join(src, "go-*.mod"))
+	if err != nil {
+		return "", err
+	}
+	for i, other := range others {
+		others[i] = strings.TrimSuffix(strings.TrimPrefix(filepath.Base(other), "go-"), ".mod")
+		if others[i] == minor {
+			return filepath.Base(other), nil
+		}
+	}
+	return "", fmt.Errorf("there is no Kubernetes %q: KUBERNETES may be %s, or empty", minor, strings.Join(others, " or "))
+}
+
 // requirement is the line of go.mod that says which Kubernetes is built.
 var requirement = regexp.MustCompile(`(?m)^\s*k8s\.io/kubernetes (v\d+\.\d+\.\d+)$`)
 
 // identify returns the version of Kubernetes and the binary's name in the cache, which has a hash of all that goes into it.
-func identify(src string) (version, name string, err error) {
+func identify(src, modfile string) (version, name string, err error) {
 	sum := sha256.New()
 	fmt.Fprintln(sum, runtime.Version(), runtime.GOARCH)
-	for _, file := range []string{"go.mod", "go.sum", "main.go"} {
+	for _, file := range []string{modfile, strings.TrimSuffix(modfile, "mod") + "sum", "main.go"} {
 		content, err := os.ReadFile(filepath.Join(src, file))
 		if err != nil {
 			return "", "", err
 		}
 		sum.Write(content)
-		if file != "go.mod" {
+		if file != modfile {
 			continue
 		}
 		match := requirement.FindSubmatch(content)
 		if match == nil {
-			return "", "", errors.New("go.mod of the all-in-one binary does not require k8s.io/kubernetes")
+			return "", "", fmt.Errorf("%s of the all-in-one binary does not require k8s.io/kubernetes", modfile)
 		}
 		version = string(match[1])
 	}

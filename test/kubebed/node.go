@@ -8,12 +8,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"text/template"
 	"time"
 
@@ -22,7 +25,7 @@ import (
 	"github.com/edge-tunnel/edge-tunnel/test/netlab"
 )
 
-// Node is a machine with a kubelet, containerd and kube-proxy. All of it, pods included, is in the node's cgroup2 folder.
+// Node is a machine with a kubelet, containerd, kube-proxy and a node-exporter. All of it, pods included, is in the node's cgroup2 folder.
 type Node struct {
 	*netlab.Node
 	Site *netlab.Site // of an edge node
@@ -103,6 +106,9 @@ func (n *Node) start() error {
 		"--hostname-override="+n.Name, "--node-ip="+n.V4.String(), "--cert-dir="+n.Path("kubelet-pki")); err != nil {
 		return err
 	}
+	if _, err = n.Start("prometheus-node-exporter", "--web.listen-address=:"+ExporterPort); err != nil {
+		return err
+	}
 	// The zeros keep it from changing the machine's limits of connection tracking.
 	n.proxy, err = n.Start(c.Program("kube-proxy"), "--kubeconfig="+c.pki.path("kube-proxy.conf"), "--hostname-override="+n.Name,
 		"--proxy-mode=nftables", "--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0")
@@ -129,6 +135,8 @@ func (n *Node) configure() error {
 		"containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
 		"cgroupDriver":             "cgroupfs", "cgroupRoot": n.cgroupRoot, "failCgroupV1": false, "failSwapOn": false,
 		"makeIPTablesUtilChains": false, "clusterDomain": "cluster.local", "clusterDNS": []string{dnsAddr}, "resolvConf": n.Path("resolv.conf"),
+		// A kubelet that follows a log begins the next file when there is one, and does not look for the rest of a line in the last.
+		"containerLogMaxSize":       "500Mi",
 		"nodeStatusUpdateFrequency": "2s", "imageGCHighThresholdPercent": 100,
 		"evictionHard":    Object{"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
 		"staticPodPath":   n.Path("static-pods"),
@@ -160,6 +168,60 @@ func (n *Node) configure() error {
 		err = fmt.Errorf("masquerade: %w: %s", err, out)
 	}
 	return err
+}
+
+// PowerCycle takes an edge node's power away for some seconds: whatever runs there is gone at once, and starts anew.
+func (n *Node) PowerCycle() error {
+	if err := n.Site.Router.SetLink("lan0", false); err != nil { // before its dying programs can say goodbye
+		return err
+	}
+	// Not by cgroup.kill: Linux 6.18 then kills whatever is started right into the cgroup, for ever.
+	for {
+		killed, err := n.KillAll(func(string) bool { return true })
+		if err != nil {
+			return err
+		}
+		if killed == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	<-n.kubelet.Exited()
+	<-n.containerd.Exited()
+	time.Sleep(5 * time.Second)
+	if err := n.Site.Router.SetLink("lan0", true); err != nil {
+		return err
+	}
+	return n.start()
+}
+
+// KillAll sends SIGKILL to the processes of the node, pods included, whose names are to be killed, of which the kernel keeps 15 bytes, and
+// counts them.
+func (n *Node) KillAll(name func(string) bool) (killed int, err error) {
+	err = filepath.WalkDir(n.Cgroup(), func(path string, d fs.DirEntry, _ error) error {
+		if d == nil || d.Name() != "cgroup.procs" {
+			return nil
+		}
+		content, _ := os.ReadFile(path) // cgroups come and go
+		for field := range strings.FieldsSeq(string(content)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return err
+			}
+			comm, err := os.ReadFile("/proc/" + field + "/comm")
+			if err != nil || !name(strings.TrimSpace(string(comm))) {
+				continue
+			}
+			switch err := syscall.Kill(pid, syscall.SIGKILL); {
+			case err == nil:
+				killed++
+			case !errors.Is(err, syscall.ESRCH):
+				return fmt.Errorf("kill process %d: %w", pid, err)
+			}
+		}
+		return nil
+	})
+	return killed, err
 }
 
 // AddStaticPod gives the node's kubelet a pod that the API server only sees a mirror of, called NAME-NODE.
@@ -227,8 +289,7 @@ func (c *Cluster) buildImages() ([]string, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the workload: %w: %s", err, out)
 	}
-	// busybox as the node sees it, among the unpacked packages.
-	busybox, err := c.busybox()
+	busybox, err := c.program("busybox")
 	if err != nil {
 		return nil, err
 	}
@@ -251,12 +312,17 @@ func (c *Cluster) buildImages() ([]string, error) {
 	return archives, nil
 }
 
-// busybox copies it out of the node's view of /usr.
-func (c *Cluster) busybox() (string, error) {
-	at := c.node.Path("busybox")
-	path, err := c.node.Run("sh", "-c", "command -v busybox")
-	if err == nil {
-		_, err = c.node.Run("cp", path, at)
+// program copies one out of the nodes' view of the machine's programs.
+func (c *Cluster) program(name string) (string, error) {
+	path, err := c.node.Run("sh", "-c", "command -v "+name)
+	if err != nil {
+		return "", err
 	}
+	return c.copyOut(path)
+}
+
+func (c *Cluster) copyOut(path string) (string, error) {
+	at := c.node.Path(filepath.Base(path))
+	_, err := c.node.Run("cp", path, at)
 	return at, err
 }

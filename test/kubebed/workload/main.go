@@ -7,7 +7,7 @@
 //	workload chat BYTES      logs numbered lines, so many bytes a second
 //	workload get URL         fetches, with the pod's token if it has one
 //
-// The server's /bytes?n=N sends N bytes of [math/rand/v2.ChaCha8] with a seed of zeros.
+// The server's /bytes?n=N sends N bytes of [math/rand/v2.ChaCha8] with a seed of zeros, its /drip a line every 100 ms without end.
 package main
 
 import (
@@ -69,6 +69,15 @@ func serve(addr string) error {
 	}()
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "node=%s pod=%s peer=%s path=%s\n", os.Getenv("NODE_NAME"), os.Getenv("POD_NAME"), r.RemoteAddr, r.URL.Path)
+	})
+	http.HandleFunc("/drip", func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			fmt.Fprintln(w, time.Now())
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
 	})
 	http.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.FormValue("n"), 10, 64)
