@@ -36,10 +36,15 @@ func (e *LoginError) Error() string {
 // Reason is the status as a label.
 func (e *LoginError) Reason() string { return e.Status.String() }
 
-// connectAny connects by the first way of a slot that leads in.
+// connectAny connects by the first way of a slot that leads in, and for a slot that looks for a further server, to one.
 func (a *Agent) connectAny(ctx context.Context, sl *slot, replaces *agentTunnel, wake <-chan struct{}) (*agentTunnel, error) {
 	servers := a.waysOf(sl)
-	var failed waysError
+	var (
+		failed waysError
+		next   = sl.first
+		again  error // a server was found that another slot has
+	)
+	defer func() { sl.first = next % len(servers) }()
 	for i, server := range servers {
 		limit := a.time.dial
 		if i < len(servers)-1 {
@@ -56,9 +61,8 @@ func (a *Agent) connectAny(ctx context.Context, sl *slot, replaces *agentTunnel,
 		case wire.LoginDuplicateIdentity.String(): // the same everywhere
 			return nil, err
 		case wire.LoginAlreadyConnected.String():
-			if a.distinct() > 0 { // a further server is looked for, and this costs the one that is found again a handshake
-				sl.first = (sl.first + i + 1) % len(servers)
-				return nil, err
+			if a.distinct() > 0 { // the next time begins behind it: the one that is found again has a handshake to pay for
+				next, again = sl.first+i+1, err
 			}
 		}
 		failed = append(failed, fmt.Errorf("%s: %w", server, err))
@@ -69,6 +73,9 @@ func (a *Agent) connectAny(ctx context.Context, sl *slot, replaces *agentTunnel,
 			return nil, failed
 		default:
 		}
+	}
+	if again != nil {
+		return nil, again
 	}
 	return nil, failed
 }

@@ -201,7 +201,8 @@ func (c *client) copyGigabyte() (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := c.kubectl(nil, "cp", c.pod()+":/tmp/gigabyte", back); err != nil {
+	// With retries, which kubectl has for streams that end early.
+	if _, err := c.kubectl(nil, "cp", "--retries=5", c.pod()+":/tmp/gigabyte", back); err != nil {
 		return err
 	}
 	if _, err := c.kubectl(nil, "exec", c.pod(), "--", "sh", "-c", ": >/tmp/gigabyte"); err != nil {
