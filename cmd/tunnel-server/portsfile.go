@@ -3,26 +3,21 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/edge-tunnel/edge-tunnel/pkg/kube/servercfg"
 )
 
-// portsFile keeps what the ConfigMap said across a reboot: {"version":1,"ports":[9100,9256]}. An empty path keeps nothing.
+// portsFile keeps what the ConfigMap said across a reboot. An empty path keeps nothing.
 type portsFile struct {
 	path  string
 	saved []uint16
 }
-
-const (
-	portsFileVersion = 1
-	maxPortsFile     = 1 << 20 // bytes; all ports there are need 400 KB
-)
 
 func newPortsFile(stateDir string) *portsFile {
 	if stateDir == "" {
@@ -43,7 +38,7 @@ func (f *portsFile) load() ([]uint16, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := decodePorts(data)
+	list, err := servercfg.DecodePorts(data)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", f.path, err)
 	}
@@ -51,34 +46,12 @@ func (f *portsFile) load() ([]uint16, error) {
 	return list, nil
 }
 
-func decodePorts(data []byte) ([]uint16, error) {
-	if len(data) > maxPortsFile {
-		return nil, fmt.Errorf("more than %d bytes", maxPortsFile)
-	}
-	var stored struct {
-		Version int      `json:"version"`
-		Ports   []uint16 `json:"ports"`
-	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if err := dec.Decode(&stored); err != nil {
-		return nil, err
-	}
-	if stored.Version != portsFileVersion {
-		return nil, fmt.Errorf("version %d, this program reads %d", stored.Version, portsFileVersion)
-	}
-	if slices.Contains(stored.Ports, 0) {
-		return nil, errors.New("0 is no port")
-	}
-	slices.Sort(stored.Ports)
-	return slices.Compact(stored.Ports), nil
-}
-
 // save replaces the file: after a crash at any moment there is the old one or the new one, whole.
 func (f *portsFile) save(list []uint16) error {
 	if f.path == "" || f.saved != nil && slices.Equal(f.saved, list) {
 		return nil
 	}
-	text, err := json.Marshal(map[string]any{"version": portsFileVersion, "ports": append([]uint16{}, list...)})
+	text, err := servercfg.EncodePorts(list)
 	if err != nil {
 		return err
 	}

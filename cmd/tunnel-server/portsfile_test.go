@@ -40,20 +40,3 @@ func TestPortsFile(t *testing.T) {
 		t.Errorf("another version: %v", err)
 	}
 }
-
-func FuzzDecodePorts(f *testing.F) {
-	f.Add([]byte(`{"version":1,"ports":[9100,9256,9100]}`))
-	f.Add([]byte(`{"version":1,"ports":[0]}`))
-	f.Add([]byte(`{"version":1,"ports":[65536]}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		list, err := decodePorts(data)
-		if err != nil && list != nil {
-			t.Error("an error and ports")
-		}
-		for i, p := range list {
-			if p == 0 || i > 0 && list[i-1] >= p {
-				t.Errorf("%v is not sorted or has no ports", list)
-			}
-		}
-	})
-}
