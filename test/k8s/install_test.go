@@ -78,6 +78,13 @@ func (w *world) mountNames() error {
 	return os.WriteFile(w.names(), []byte(names.Data["tunnel-nodes"]), 0o644)
 }
 
+func (w *world) addPorts() {
+	w.t.Helper()
+	w.Create(configMaps, kubebed.Object{
+		"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": nodePort + ", " + kubebed.ExporterPort},
+	})
+}
+
 // dropPorts deletes the ConfigMap of ports: soon none of them is tunneled any more.
 func (w *world) dropPorts() {
 	w.t.Helper()
@@ -192,9 +199,7 @@ func (w *world) labelNodes() {
 		w.patch("/api/v1/nodes/"+n.Name, kubebed.Object{"metadata": kubebed.Object{"labels": kubebed.Object{"alibabacloud.com/is-edge-worker": "true"}}})
 	}
 	w.patch("/api/v1/nodes/"+w.Cloud[0].Name, kubebed.Object{"spec": kubebed.Object{"taints": []kubebed.Object{{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}}}})
-	w.Create(configMaps, kubebed.Object{
-		"metadata": kubebed.Object{"name": "edge-tunnel-server-cfg"}, "data": kubebed.Object{"http-proxy-ports": nodePort + ", " + kubebed.ExporterPort},
-	})
+	w.addPorts()
 }
 
 func (w *world) patch(path string, object kubebed.Object) {
