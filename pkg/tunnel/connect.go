@@ -39,6 +39,9 @@ func (e *LoginError) Reason() string { return e.Status.String() }
 // connectAny connects by the first way of a slot that leads in, and for a slot that looks for a further server, to one.
 func (a *Agent) connectAny(ctx context.Context, sl *slot, replaces *agentTunnel, wake <-chan struct{}) (*agentTunnel, error) {
 	servers := a.waysOf(sl)
+	if len(servers) == 0 { // none is known yet, and the agent stops
+		return nil, errNoWay
+	}
 	var (
 		failed waysError
 		next   = sl.first

@@ -254,7 +254,12 @@ func (m metrics) bpf(verdict string) float64 {
 // waitMetric waits until a metric has the value.
 func (d *daemon) waitMetric(name string, want float64) {
 	d.t.Helper()
-	eventually(d.t, patience, func() error {
+	d.waitMetricFor(patience, name, want)
+}
+
+func (d *daemon) waitMetricFor(limit time.Duration, name string, want float64) {
+	d.t.Helper()
+	eventually(d.t, limit, func() error {
 		m, err := d.tryMetrics()
 		if err != nil {
 			return err

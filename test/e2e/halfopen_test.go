@@ -80,10 +80,13 @@ func TestHalfOpenConnections(t *testing.T) {
 
 	flood.Kill()
 	s.server.waitMetric(`edge_tunnel_tunnels{state="pending"}`, 0)
-	m = s.server.metrics()
-	if got := m["go_goroutines"]; got > before["go_goroutines"]+50 {
-		t.Errorf("%v goroutines are left, %v before", got, before["go_goroutines"])
-	}
+	eventually(t, patience, func() error {
+		m = s.server.metrics()
+		if got := m["go_goroutines"]; got > before["go_goroutines"]+50 {
+			return fmt.Errorf("%v goroutines are left, %v before", got, before["go_goroutines"])
+		}
+		return nil
+	})
 	if up := m[`edge_tunnel_tunnels{state="up"}`]; up != 2 || agent.metrics()["edge_tunnel_agent_dials_total"] > 10 {
 		t.Errorf("%v tunnels are up", up)
 	}

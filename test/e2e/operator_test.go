@@ -178,6 +178,7 @@ func TestRemovalLeavesOpenConnections(t *testing.T) {
 	if err := server.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	server.waitLog(`"msg":"stopping"`) // until then it is the one that says it is ready
 	successor.waitReady()
 	successor.waitTarget(edge.V4, "online")
 	before := successor.metrics()

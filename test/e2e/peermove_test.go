@@ -78,11 +78,14 @@ func (p *peering) balance(to ...*host) {
 		balanced.Addr(), len(to), strings.Join(targets, ", ")))
 }
 
+// searchTime is for an agent that looks for a further server behind a balancer: half a minute before the first look, minutes between others.
+const searchTime = 5 * time.Minute
+
 // startBalanced starts the agent with the common address.
 func (p *peering) startBalanced(tunnels int) *daemon {
 	p.t.Helper()
 	d := p.edge.launchAgent(nil, "--server", balanced.String(), "--tunnels", fmt.Sprint(tunnels))
-	d.waitMetric(`edge_tunnel_agent_tunnels{state="up"}`, float64(tunnels))
+	d.waitMetricFor(searchTime, `edge_tunnel_agent_tunnels{state="up"}`, float64(tunnels))
 	return d
 }
 
@@ -255,7 +258,7 @@ func TestTwoTunnelsThreeServers(t *testing.T) {
 
 	// One that stops. Until then the agent has found the third one.
 	p.balance(p.clouds[third], p.clouds[left])
-	agent.waitMetric(`edge_tunnel_agent_tunnels{state="up"}`, 2)
+	agent.waitMetricFor(searchTime, `edge_tunnel_agent_tunnels{state="up"}`, 2)
 	p.servers[gone] = p.clouds[gone].startServer()
 	p.servers[gone].waitTarget(p.edge.V4, "online")
 	conn = p.clouds[gone].mustDial(p.echo)
