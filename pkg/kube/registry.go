@@ -110,17 +110,23 @@ func NewRegistry(c RegistryConfig) (*Registry, error) {
 	for i := range r.own {
 		r.own[i], r.dirty[i] = make(map[string]struct{}), true // a predecessor may have left something
 	}
-	api := c.Client.CoordinationV1().Leases(c.Namespace)
-	r.leases = &follower[*coordinationv1.Lease]{
-		what: "leases", client: c.Client, log: c.Log,
+	r.leases = followLeases(c.Client, c.Namespace, c.Log, r.seen)
+	return r, nil
+}
+
+// followLeases follows the Leases of servers, and tells seen what each said and says now; either may be nil.
+func followLeases(client kubernetes.Interface, namespace string, log *slog.Logger, seen func(was, is *coordinationv1.Lease)) *follower[*coordinationv1.Lease] {
+	api := client.CoordinationV1().Leases(namespace)
+	return &follower[*coordinationv1.Lease]{
+		what: "leases", client: client, log: log,
 		lighten: func(whole *coordinationv1.Lease) *coordinationv1.Lease {
 			light := *whole
 			light.ManagedFields = nil
 			return &light
 		},
 		changed: func(changes []change[*coordinationv1.Lease]) {
-			for _, l := range changes {
-				r.seen(l.was, l.is)
+			for _, c := range changes {
+				seen(c.was, c.is)
 			}
 		},
 		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -132,7 +138,6 @@ func NewRegistry(c RegistryConfig) (*Registry, error) {
 			return api.Watch(ctx, o)
 		},
 	}
-	return r, nil
 }
 
 // Own notes that our server has a tunnel of a node now, or has none.

@@ -13,8 +13,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -63,28 +61,7 @@ type heartbeatSeen struct {
 
 func newServers(client kubernetes.Interface, namespace string, log *slog.Logger) *servers {
 	s := &servers{client: client, namespace: namespace, log: log, now: time.Now, beats: make(map[string]heartbeatSeen)}
-	api := client.CoordinationV1().Leases(namespace)
-	s.leases = &follower[*coordinationv1.Lease]{
-		what: "leases", client: client, log: log,
-		lighten: func(whole *coordinationv1.Lease) *coordinationv1.Lease {
-			light := *whole
-			light.ManagedFields = nil
-			return &light
-		},
-		changed: func(changes []change[*coordinationv1.Lease]) {
-			for _, c := range changes {
-				s.seen(c.was, c.is)
-			}
-		},
-		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.LabelSelector = LabelRegistry
-			return api.List(ctx, o)
-		},
-		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.LabelSelector = LabelRegistry
-			return api.Watch(ctx, o)
-		},
-	}
+	s.leases = followLeases(client, namespace, log, s.seen)
 	return s
 }
 
